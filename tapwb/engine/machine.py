@@ -1,0 +1,75 @@
+"""Facts about the loaded model and the machine that a run depends on."""
+
+from typing import TYPE_CHECKING, Any
+
+from tapwb.core.errors import ExecutionError
+from tapwb.core.jobs import Progress
+from tapwb.engine.config import TAPConfig
+
+if TYPE_CHECKING:
+    from tapwb.models.info import LoadedModel
+
+
+def activation_dtype(device: str | None) -> str:
+    """Dtype of activations where none was asked for: bf16 on a card, fp32 on a processor."""
+    import torch
+
+    on_card = torch.cuda.is_available() if device is None else device.startswith("cuda")
+    return "bfloat16" if on_card else "float32"
+
+
+def end_token_ids(handle: "LoadedModel") -> frozenset[int]:
+    """End tokens of a model, from its generation settings or its tokenizer."""
+    ids = getattr(handle.model.generation_config, "eos_token_id", None)
+    if ids is None:
+        ids = handle.tokenizer.eos_token_id
+    return frozenset(() if ids is None else ids if isinstance(ids, list) else (int(ids),))
+
+
+def read_model(model_id: str, config: TAPConfig, options: dict[str, Any], progress: Progress) -> "LoadedModel":
+    """Load a model where and how a configuration says; packed checkpoints, too.
+
+    Args:
+        model_id: Catalog name, folder, GGUF file or Hugging Face id.
+        config: Says device and dtype where the options do not.
+        options: Of :func:`tapwb.models.load.load_model`.
+        progress: Where to report.
+    """
+    from tapwb.execution import hf_quantizer  # noqa: F401 - registers the method with transformers
+    from tapwb.models.load import load_model
+
+    device = options.get("device") or config.device
+    dtype = config.dtype or activation_dtype(device)
+    return load_model(model_id, **{"device": device, "dtype": dtype, "progress": progress, **options})
+
+
+def check_same_weights(first: "LoadedModel", second: "LoadedModel") -> None:
+    """Refuse to go on with other weights under the same name.
+
+    Raises:
+        ExecutionError: If the checksums differ.
+    """
+    if first.info.checksum_sha256 != second.info.checksum_sha256:
+        raise ExecutionError(
+            f"the weights have to be read again, but {first.info.id!r} now names other weights than the loaded ones. "
+            "Load the model by its folder, with every level you need (levels=[...])."
+        )
+
+
+def held_bytes(handle: "LoadedModel") -> int:
+    """Bytes of a model's weights in memory, counted once per storage."""
+    from tapwb.execution.nest import resident_bytes
+
+    return resident_bytes(handle.model)
+
+
+def room_bytes(device: str, given_bytes: int | None) -> dict[str | int, int]:
+    """Bytes that weights may take on the card and in main memory."""
+    import psutil
+    import torch
+
+    memory = int(psutil.virtual_memory().available * 0.9)
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info()
+        return {0: given_bytes or int(free * 0.9), "cpu": memory}
+    return {"cpu": given_bytes or memory}

@@ -1,0 +1,173 @@
+"""Multiple choice by log-likelihood at several precisions (HellaSwag-style items).
+
+Each ending is scored by the sum of the log-probabilities of its tokens after the context; ``acc`` takes the highest
+sum, ``acc_norm`` the highest sum per character of the ending, as lm-evaluation-harness does.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tapwb.core.errors import UsageError
+from tapwb.core.jobs import NO_PROGRESS, Progress
+from tapwb.core.precision import PrecisionRequest
+from tapwb.core.provenance import Provenance
+from tapwb.evals.session import ComparisonSession
+from tapwb.metrics.quality import nll_nats
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceRow:
+    """Accuracy of one precision.
+
+    Attributes:
+        precision: As it was asked for.
+        mean_bits: Mean level over all tokens.
+        acc: Share of items whose likeliest ending is the right one.
+        acc_norm: The same with log-likelihood per character.
+        n: Number of items.
+        stderr: Binomial standard error of ``acc_norm``.
+        stderr_acc: Binomial standard error of ``acc``.
+    """
+
+    precision: str
+    mean_bits: float
+    acc: float
+    acc_norm: float
+    n: int
+    stderr: float
+    stderr_acc: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceTable:
+    """Rows of one evaluation and where they come from."""
+
+    rows: tuple[ChoiceRow, ...]
+    chance: float
+    provenance: Provenance
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object, as the command line prints it."""
+        return {
+            "results": [row.to_json() for row in self.rows],
+            "chance": self.chance,
+            "provenance": self.provenance.to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    context: str
+    endings: tuple[str, ...]
+    label: int
+
+
+def evaluate_choices(
+    model_id: str,
+    items: Sequence[Mapping[str, Any]],
+    precisions: Sequence[PrecisionRequest],
+    *,
+    group_size: int | None = None,
+    seed: int = 0,
+    progress: Progress = NO_PROGRESS,
+    **options: Any,
+) -> ChoiceTable:
+    """Score every ending of every item at every precision.
+
+    Args:
+        model_id: Catalog name, folder, GGUF file or Hugging Face id.
+        items: Each with ``ctx`` (text), ``endings`` (texts) and ``label`` (index of the right ending).
+        precisions: What to compare.
+        group_size: Columns per quantization group.
+        seed: Seed of random controls.
+        progress: Told about every item.
+        **options: Passed to the loader.
+
+    Raises:
+        UsageError: If an item is malformed; names its line.
+    """
+    checked = [_check(item, line) for line, item in enumerate(items, start=1)]
+    if not checked:
+        raise UsageError("no items to evaluate. Give at least one line {ctx, endings, label}.")
+    session = ComparisonSession(model_id, precisions, group_size=group_size, seed=seed, progress=progress, **options)
+    progress.stage("evaluate", total=len(checked) * len(precisions), unit="item")
+    rows = []
+    for request in precisions:
+        right = right_norm = bits = 0.0
+        for item in checked:
+            sums, mean_bits = _score(session, item, request)
+            lengths = [max(1, len(ending)) for ending in item.endings]
+            right += _best(sums) == item.label
+            right_norm += _best([s / n for s, n in zip(sums, lengths, strict=True)]) == item.label
+            bits += mean_bits
+            progress.advance()
+        n = len(checked)
+        rows.append(
+            ChoiceRow(
+                str(request), bits / n, right / n, right_norm / n, n, _stderr(right_norm / n, n), _stderr(right / n, n)
+            )
+        )
+    handle = session.engine.loaded
+    chance = sum(1 / len(item.endings) for item in checked) / len(checked)
+    return ChoiceTable(
+        tuple(rows), chance, Provenance.collect(seed=seed, model=handle.info if handle else None, device=session.device)
+    )
+
+
+def _score(session: ComparisonSession, item: _Item, request: PrecisionRequest) -> tuple[list[float], float]:
+    """Log-likelihood of each ending, and the mean bits that were used."""
+    sums, bits = [], 0.0
+    context = session.engine.tokenize(item.context)
+    for ending in item.endings:
+        gap = "" if item.context[-1:].isspace() or ending[:1].isspace() else " "
+        whole = session.engine.tokenize(item.context + gap + ending)
+        start = _common_prefix(context[0], whole[0])
+        result = session.run(whole, request)
+        sums.append(-float(nll_nats(result.logits[start - 1 : -1], whole[0, start:]).sum()))
+        bits += result.mean_bits
+    return sums, bits / len(item.endings)
+
+
+def _common_prefix(context: Tensor, whole: Tensor) -> int:
+    """Tokens that context and whole text share; at least 1, so that the first scored token has a prediction."""
+    n = min(len(context), len(whole) - 1)
+    differ = torch.nonzero(context[:n] != whole[:n])
+    return max(1, int(differ[0]) if len(differ) else n)
+
+
+def _best(scores: Sequence[float]) -> int:
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
+def _stderr(share: float, n: int) -> float:
+    return math.sqrt(share * (1 - share) / n)
+
+
+def _check(item: Mapping[str, Any], line: int) -> _Item:
+    context, endings, label = item.get("ctx"), item.get("endings"), item.get("label")
+    if isinstance(label, str) and label.isdigit():
+        label = int(label)
+    if (
+        not isinstance(context, str)
+        or not context
+        or not isinstance(endings, list)
+        or len(endings) < 2
+        or not all(isinstance(e, str) and e for e in endings)
+        or not isinstance(label, int)
+        or isinstance(label, bool)
+        or not 0 <= label < len(endings)
+    ):
+        raise UsageError(
+            f"item {line} is not usable. Each line needs 'ctx' (text), 'endings' (at least two texts) and 'label' "
+            "(index of the right one, from 0)."
+        )
+    return _Item(context, tuple(endings), label)

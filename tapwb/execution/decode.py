@@ -1,0 +1,205 @@
+"""Prefill, then decode, in one readable loop."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tapwb.core.errors import Cancelled, EmptyPrompt, PromptTooLong
+from tapwb.core.jobs import NO_PROGRESS, Progress
+from tapwb.execution import dispatch
+from tapwb.execution.bits import Bits
+from tapwb.execution.kv_cache import cache_bytes
+from tapwb.execution.levels import LevelSource
+from tapwb.execution.nest import NestedModel
+from tapwb.execution.sampling import Sampler, Sampling
+from tapwb.execution.streaming import TextStream
+from tapwb.execution.trace import TokenEvent, Trace
+from tapwb.importance.signal import entropy_nats
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """What to generate.
+
+    Attributes:
+        max_new_tokens: Largest length of the answer.
+        sampling: How tokens are chosen.
+        eos_ids: Tokens that end the answer.
+        context_length: Largest number of tokens the model can attend to, or ``None`` for no limit.
+        kv_baseline_bytes: Bytes a 16-bit cache takes after so many tokens. A function, because a layer with a sliding
+            window stops growing.
+    """
+
+    max_new_tokens: int
+    sampling: Sampling
+    eos_ids: frozenset[int]
+    context_length: int | None
+    kv_baseline_bytes: Callable[[int], int]
+
+
+def check_prompt(n_tokens: int, settings: DecodeSettings) -> None:
+    """Refuse prompts that cannot be run.
+
+    Raises:
+        EmptyPrompt: If there is no token.
+        PromptTooLong: If prompt and answer exceed the context.
+    """
+    if n_tokens == 0:
+        raise EmptyPrompt("the prompt holds no token. Write at least one word.")
+    limit = settings.context_length
+    if limit is not None and n_tokens + settings.max_new_tokens > limit:
+        room = limit - n_tokens
+        advice = f"ask for at most {room} new tokens" if room > 0 else f"shorten it to fewer than {limit} tokens"
+        raise PromptTooLong(
+            f"the prompt has {n_tokens} tokens and {settings.max_new_tokens} more were asked for, but the model's "
+            f"context is {limit} tokens. Use a shorter prompt, or {advice}."
+        )
+
+
+def decode(
+    model: Any,
+    tokenizer: Any,
+    token_ids: Tensor,
+    settings: DecodeSettings,
+    *,
+    nested: NestedModel | None,
+    prompt_bits: Bits,
+    levels: LevelSource,
+    cache: Any,
+    on_token: Callable[[TokenEvent], None] | None = None,
+    progress: Progress = NO_PROGRESS,
+    notes: tuple[str, ...] = (),
+) -> tuple[str, Trace]:
+    """Run a prompt through the model and generate an answer.
+
+    Args:
+        model: The causal language model.
+        tokenizer: Its tokenizer.
+        token_ids: The prompt, shape (1, token).
+        settings: What to generate.
+        nested: Handle of the nested weights, or ``None`` to run the model as it was loaded (16 bits).
+        prompt_bits: Levels of the prompt: one number, (token,) or (layer_group, token).
+        levels: Chooses the level of each decode step.
+        cache: A transformers cache.
+        on_token: Told about every token as soon as it is known.
+        progress: Told about every token; cancels the loop, which then returns what there is.
+        notes: Passed on to the trace.
+
+    Returns:
+        The answer, and what happened.
+
+    Raises:
+        EmptyPrompt: If there is no token.
+        PromptTooLong: If prompt and answer exceed the context.
+    """
+    check_prompt(token_ids.shape[1], settings)
+    run, answer = _Run(model, nested, cache), _Answer()
+    sampler, stream = Sampler(settings.sampling), TextStream(tokenizer)
+    progress.stage("read the prompt", total=token_ids.shape[1], unit="token")
+    with torch.inference_mode():
+        next_logits, entropy, step_s = run.timed_forward(token_ids, prompt_bits)
+        level, answer.prefill_s = _last(prompt_bits), step_s
+        progress.advance(token_ids.shape[1])
+        progress.stage("generate", total=settings.max_new_tokens, unit="token")
+        for index in range(settings.max_new_tokens):
+            token = sampler.next_token(next_logits)
+            stop = token in settings.eos_ids
+            piece = "" if stop else stream.push(token)
+            answer.add(token, level, entropy, piece)
+            if on_token is not None:
+                on_token(TokenEvent(index, token, piece, level, entropy, step_s, settings.max_new_tokens))
+            try:
+                progress.advance()
+            except Cancelled:
+                answer.finish_reason = "cancelled"
+                break
+            if stop:
+                answer.finish_reason = "stop"
+                break
+            if index + 1 < settings.max_new_tokens:
+                level = min(levels.next_bits(next_logits, token), run.top_level)
+                next_id = torch.tensor([[token]], device=token_ids.device)
+                next_logits, entropy, step_s = run.timed_forward(next_id, level)
+                answer.step_s.append(step_s)
+    answer.pieces.append(stream.flush())
+    n_cached = token_ids.shape[1] + len(answer.step_s)
+    return "".join(answer.pieces), Trace(
+        prompt_ids=tuple(token_ids[0].tolist()),
+        token_ids=tuple(answer.ids),
+        prompt_bits=_per_token(prompt_bits, token_ids.shape[1]),
+        token_bits=tuple(answer.bits),
+        entropy_nats=tuple(answer.entropy_nats),
+        prefill_s=answer.prefill_s,
+        step_s=tuple(answer.step_s),
+        weight_bytes_read=run.weight_bytes_read,
+        kv_bytes=cache_bytes(cache),
+        kv_baseline_bytes=settings.kv_baseline_bytes(n_cached),
+        finish_reason=answer.finish_reason,
+        kernel=dispatch.current(),
+        notes=notes,
+    )
+
+
+@dataclass(slots=True)
+class _Answer:
+    """The answer as far as it is written."""
+
+    ids: list[int] = field(default_factory=list)
+    bits: list[int] = field(default_factory=list)
+    entropy_nats: list[float] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    step_s: list[float] = field(default_factory=list)
+    prefill_s: float = 0.0
+    finish_reason: str = "length"
+
+    def add(self, token: int, level: int, entropy: float, piece: str) -> None:
+        self.ids.append(token)
+        self.bits.append(level)
+        self.entropy_nats.append(entropy)
+        self.pieces.append(piece)
+
+
+class _Run:
+    """One model with one cache; counts the weight bytes its passes read."""
+
+    def __init__(self, model: Any, nested: NestedModel | None, cache: Any) -> None:
+        self._model, self._nested, self._cache = model, nested, cache
+        self.top_level = nested.levels[-1] if nested else 16
+        self.weight_bytes_read = 0.0
+        self._bytes_of_level: dict[int, int] = {}
+        self._dense_bytes = 0.0 if nested else 2.0 * sum(p.numel() for p in model.parameters())
+
+    def timed_forward(self, token_ids: Tensor, bits: Bits) -> tuple[Tensor, float, float]:
+        """Logits after the last token, their entropy in nats, and the seconds it took."""
+        started = time.perf_counter()
+        logits = self.forward(token_ids, bits)
+        entropy = float(entropy_nats(logits[None, None]))  # also waits for a card to finish
+        return logits, entropy, time.perf_counter() - started
+
+    def forward(self, token_ids: Tensor, bits: Bits) -> Tensor:
+        """Logits after the last token, shape (vocabulary,)."""
+        options = {"past_key_values": self._cache, "use_cache": True, "logits_to_keep": 1}
+        if self._nested is None:
+            self.weight_bytes_read += self._dense_bytes
+            return self._model(token_ids, **options).logits[0, -1]  # type: ignore[no-any-return]
+        # A pass that mixes levels reads every plane that any of its tokens needs, once.
+        highest = bits if isinstance(bits, int) else int(bits.max())
+        if highest not in self._bytes_of_level:  # walks over all layers, so once per level and not once per step
+            self._bytes_of_level[highest] = self._nested.bytes_read(highest)
+        self.weight_bytes_read += self._bytes_of_level[highest]
+        with self._nested.context.use(bits):
+            return self._model(token_ids, **options).logits[0, -1]  # type: ignore[no-any-return]
+
+
+def _last(bits: Bits) -> int:
+    return bits if isinstance(bits, int) else int(bits.reshape(-1, bits.shape[-1])[0, -1])
+
+
+def _per_token(bits: Bits, n_tokens: int) -> tuple[float, ...]:
+    if isinstance(bits, int):
+        return (float(bits),) * n_tokens
+    return tuple(bits.reshape(-1, bits.shape[-1]).double().mean(0).tolist())

@@ -1,0 +1,244 @@
+"""Turn a loaded model into one nested copy of itself, in place.
+
+Every linear layer, fused mixture of experts, the embedding and the head are replaced by layers that hold packed planes.
+The replacement is one matrix at a time, so that the peak is one model plus one matrix, and afterwards no floating-point
+copy of a quantized weight is alive. On a model whose weights are still on the ``meta`` device the same walk builds the
+empty layers a packed checkpoint is loaded into.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tapwb.core.errors import CorruptWeights, InvalidTensor, UnsupportedModel
+from tapwb.core.jobs import NO_PROGRESS, Progress
+from tapwb.execution.bits import BitsContext
+from tapwb.execution.linear import NestedEmbedding, TiedHead, TokenAdaptiveExperts, TokenAdaptiveLinear
+from tapwb.execution.packed import PackedWeight
+from tapwb.quant.nested import NestedLayout, quantize_nested
+
+#: Embedding and head are always read at 8 bits: one plane, nothing to unpack.
+TABLE_LAYOUT = NestedLayout.named("8")
+_PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, slots=True)
+class NestedModel:
+    """A model whose weights are nested.
+
+    Attributes:
+        model: The Hugging Face model, now holding adaptive layers.
+        context: Where the levels of a forward pass are set.
+        layout: Planes of the linear layers.
+        group_size: Columns per group.
+        kept: Names of linear layers that were left as they were, with the reason.
+    """
+
+    model: nn.Module
+    context: BitsContext
+    layout: NestedLayout
+    group_size: int
+    kept: dict[str, str]
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Levels every linear layer can be read at."""
+        return self.layout.levels
+
+    def weights_bytes(self) -> int:
+        """Bytes of all parameters and buffers, counted once per storage."""
+        return resident_bytes(self.model)
+
+    def bytes_read(self, bits: int) -> int:
+        """Weight bytes one pass reads when every linear layer is read at ``bits``.
+
+        The whole head is read; of an embedding table that is not the head, only one row, which is left out.
+        """
+        total = 0
+        for module in self.model.modules():
+            if isinstance(module, TokenAdaptiveLinear | TokenAdaptiveExperts):
+                level = module.fixed_bits or bits if isinstance(module, TokenAdaptiveLinear) else bits
+                total += sum(p().bytes_read(level) for p in module.modules() if isinstance(p, PackedWeight))
+            elif isinstance(module, TiedHead):
+                total += module.table().bytes_read(8)
+        return total
+
+
+def default_group_size(hidden_size: int) -> int:
+    """64 columns for narrow models, 128 from a hidden size of 2048 on."""
+    return 64 if hidden_size < 2048 else 128
+
+
+def nest_model(
+    model: Any,
+    *,
+    layout: NestedLayout,
+    group_size: int | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> NestedModel:
+    """Replace the weights of ``model`` by nested ones, in place.
+
+    Args:
+        model: A ``PreTrainedModel``, with weights, or on the meta device to be filled from a packed checkpoint.
+        layout: Planes of the linear layers.
+        group_size: Columns per group; by default 64 below a hidden size of 2048, else 128.
+        progress: Told about every matrix.
+
+    Returns:
+        The handle with which passes are run.
+
+    Raises:
+        CorruptWeights: If a weight is NaN or infinite; names it.
+        UnsupportedModel: If the model holds no linear layer this program can replace, or is quantized already.
+    """
+    _refuse_codes(model)
+    config = model.config.get_text_config()
+    size = group_size or default_group_size(config.hidden_size)
+    context = BitsContext(top_level=layout.levels[-1])
+    walk = _Walk(model, config.num_hidden_layers, layout, size, context)
+    # Names only: a list of the modules would keep every floating-point weight alive until the end.
+    targets = [name for name, _ in walk.targets()]
+    if not targets:
+        raise UnsupportedModel(
+            f"{type(model).__name__} holds no linear layer that can be nested. Load a causal language model."
+        )
+    progress.stage("quantize weights", total=len(targets) + 1, unit="matrix")
+    walk.replace_tables()
+    progress.advance()
+    for name in targets:
+        walk.replace(name, model.get_submodule(name))
+        progress.advance()
+    handle = NestedModel(model, context, layout, size, walk.kept)
+    model.tap = handle
+    # What save_pretrained writes, so that from_pretrained builds nested layers again (see hf_quantizer).
+    if getattr(model.config, "quantization_config", None) is None:
+        model.config.quantization_config = {
+            "quant_method": "tap",
+            "planes": list(layout.plane_bits),
+            "group_size": size,
+        }
+    return handle
+
+
+def resident_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers of a module, counted once per storage."""
+    held = [t.untyped_storage() for t in _tensors(module) if not t.is_meta]  # meta: on disk, or not there yet
+    storages = {storage.data_ptr(): storage.nbytes() for storage in held}
+    return sum(storages.values())
+
+
+def _refuse_codes(model: nn.Module) -> None:
+    """Other methods keep codes in a class of linear layer of their own; codes may even be stored as floating point."""
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        weight = module.weight
+        if weight.dtype not in _PLAIN or weight.shape != (module.out_features, module.in_features):
+            raise UnsupportedModel(
+                f"{name} is already quantized ({type(module).__name__}, {str(weight.dtype).removeprefix('torch.')}); "
+                "codes cannot be nested. Load the original weights, without quantization_config."
+            )
+
+
+class _Walk:
+    """One pass over the modules of a model, replacing as it goes."""
+
+    def __init__(self, model: Any, n_layers: int, layout: NestedLayout, group_size: int, context: BitsContext) -> None:
+        self.model, self.n_layers, self.layout, self.group_size, self.context = (
+            model,
+            n_layers,
+            layout,
+            group_size,
+            context,
+        )
+        self.kept: dict[str, str] = {}
+
+    def targets(self) -> Iterator[tuple[str, nn.Module]]:
+        """Linear layers and fused experts, except the head."""
+        head = self.model.get_output_embeddings()
+        for name, module in self.model.named_modules():
+            if module is head:
+                continue
+            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+                yield name, module
+            elif _is_fused_experts(module):
+                if getattr(module, "is_transposed", False) or getattr(module, "has_bias", False):
+                    self.kept[name] = "experts stored transposed or with biases"
+                else:
+                    yield name, module
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Replace one linear layer or one fused mixture of experts."""
+        fraction = self._fraction(name)
+        new: nn.Module
+        if _is_fused_experts(module):
+            experts: Any = module
+            gate_up = [self._pack(f"{name}.gate_up[{i}]", w) for i, w in enumerate(experts.gate_up_proj)]
+            down = [self._pack(f"{name}.down[{i}]", w) for i, w in enumerate(experts.down_proj)]
+            new = TokenAdaptiveExperts(gate_up, down, experts.act_fn, self.context, layer_fraction=fraction)
+        else:
+            linear: Any = module
+            weight = linear.weight.T if type(module).__name__ == "Conv1D" else linear.weight
+            bias = None if linear.bias is None else linear.bias.detach()
+            new = TokenAdaptiveLinear(self._pack(name, weight), bias, self.context, layer_fraction=fraction)
+        self._put(name, new)
+
+    def replace_tables(self) -> None:
+        """Replace the input embedding and the head; a tied pair becomes one table."""
+        embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        names = {id(module): name for name, module in self.model.named_modules()}
+        tied = head is not None and bool(
+            head.weight is embedding.weight or self.model.config.get_text_config().tie_word_embeddings
+        )
+        table = NestedEmbedding(
+            self._pack("embedding", embedding.weight, TABLE_LAYOUT),
+            embedding.weight.dtype,
+            scale=float(getattr(embedding, "scalar_embed_scale", 1.0)),
+            padding_idx=embedding.padding_idx,
+        )
+        self._put(names[id(embedding)], table)
+        if head is None:
+            return
+        bias = None if getattr(head, "bias", None) is None else head.bias.detach()
+        if tied:
+            self._put(names[id(head)], TiedHead(table, bias))
+            # Nothing is left to tie: the head has no tensor of its own (see TiedHead).
+            self.model.all_tied_weights_keys = {}
+            self.model._tied_weights_keys = {}
+        else:
+            packed = self._pack("head", head.weight, TABLE_LAYOUT)
+            self._put(names[id(head)], TokenAdaptiveLinear(packed, bias, self.context, fixed_bits=8))
+
+    def _pack(self, name: str, weight: Tensor, layout: NestedLayout | None = None) -> PackedWeight:
+        rows, cols = weight.shape
+        group_size = min(self.group_size, -(-cols // 8) * 8)
+        if weight.is_meta:
+            return PackedWeight(rows, cols, group_size, layout or self.layout, device="meta")
+        try:
+            nested = quantize_nested(weight.detach(), group_size=group_size, layout=layout or self.layout)
+        except InvalidTensor as error:
+            raise CorruptWeights(f"weight {name}: {error}") from error
+        return PackedWeight.from_nested(nested)
+
+    def _put(self, name: str, module: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(self.model.get_submodule(parent), child, module)
+
+    def _fraction(self, name: str) -> float:
+        index = re.search(r"\.(\d+)\.", name)
+        return min(int(index.group(1)) / self.n_layers, 0.999999) if index else 0.0
+
+
+def _is_fused_experts(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "gate_up_proj", None), nn.Parameter) and isinstance(
+        getattr(module, "down_proj", None), nn.Parameter
+    )
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()

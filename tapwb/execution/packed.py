@@ -1,0 +1,104 @@
+"""Where a nested weight lives inside an ``nn.Module``: as buffers that survive saving, loading and ``.to()``.
+
+Two traps shape this file. ``module.to(torch.bfloat16)`` and Hugging Face's loader cast every floating-point buffer, so
+the fp16 metadata is kept as its int16 bit pattern: no cast can reach it, and the round trip through safetensors stays
+bit-exact. (Weights beyond the range of fp16 have fp32 metadata, kept as int32.) And an empty module must be buildable
+on the ``meta`` device before its tensors arrive.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from tapwb.core.errors import CorruptWeights
+from tapwb.quant.nested import NestedLayout, NestedTensor
+
+
+class PackedWeight(nn.Module):
+    """The planes and the metadata of one nested matrix.
+
+    Args:
+        rows: Output features.
+        cols: Input features.
+        group_size: Columns that share a minimum and a step.
+        layout: How the eight bits are divided into planes.
+        device: Where to create the (empty) buffers.
+    """
+
+    def __init__(
+        self, rows: int, cols: int, group_size: int, layout: NestedLayout, device: torch.device | str | None = None
+    ) -> None:
+        super().__init__()
+        self.rows, self.cols, self.group_size, self.layout = rows, cols, group_size, layout
+        n_groups = -(-cols // group_size)
+        for index, bits in enumerate(layout.plane_bits):
+            shape = (rows, n_groups, group_size * bits // 8)
+            self.register_buffer(f"plane_{index}", torch.empty(shape, dtype=torch.uint8, device=device))
+        # [0] is the minimum, [1] the step of each group, as bit patterns (module docstring).
+        self.register_buffer("group_range", torch.empty((2, rows, n_groups), dtype=torch.int16, device=device))
+        for bits in refit_levels(layout):
+            shape = (2, rows, n_groups)
+            self.register_buffer(f"refit_{bits}", torch.empty(shape, dtype=torch.int16, device=device))
+
+    @classmethod
+    def from_nested(cls, nested: NestedTensor) -> "PackedWeight":
+        """Take over the tensors of a nested weight, without copying the planes."""
+        rows, cols = nested.shape
+        module = cls(rows, cols, nested.group_size, nested.layout, device="meta")
+        for index, plane in enumerate(nested.planes):
+            setattr(module, f"plane_{index}", plane)
+        module.group_range = _to_pattern(nested.group_min, nested.group_step)
+        for bits, (scale, offset) in nested.refit.items():
+            setattr(module, f"refit_{bits}", _to_pattern(scale, offset))
+        return module
+
+    def forward(self) -> NestedTensor:
+        """The stored weight as a record that shares this module's memory.
+
+        A call, not a property, so that accelerate's hooks can bring offloaded planes in before and out after.
+        """
+        low, step = _from_pattern(cast(Tensor, self.group_range))
+        refit = {}
+        for bits in refit_levels(self.layout):
+            scale, offset = _from_pattern(cast(Tensor, getattr(self, f"refit_{bits}")))
+            refit[bits] = (scale, offset)
+        return NestedTensor(
+            planes=tuple(getattr(self, f"plane_{i}") for i in range(len(self.layout.plane_bits))),
+            group_min=low,
+            group_step=step,
+            refit=refit,
+            shape=(self.rows, self.cols),
+            group_size=self.group_size,
+            layout=self.layout,
+        )
+
+    def check_finite(self, name: str) -> None:
+        """Refuse metadata that holds NaN or infinities.
+
+        Raises:
+            CorruptWeights: Naming the weight.
+        """
+        pattern = cast(Tensor, self.group_range)
+        if not pattern.is_meta and not bool(torch.isfinite(_from_pattern(pattern)).all()):
+            raise CorruptWeights(f"the packed weight {name} holds NaN or infinite scales. Quantize the model again.")
+
+    def extra_repr(self) -> str:
+        """Shape and layout, for ``print(model)``."""
+        return f"rows={self.rows}, cols={self.cols}, group_size={self.group_size}, layout={self.layout.name}"
+
+
+def refit_levels(layout: NestedLayout) -> tuple[int, ...]:
+    """Levels of a layout that carry their own scale and offset: 1 and 2 bits."""
+    return tuple(level for level in layout.levels if level <= 2)
+
+
+def _to_pattern(first: Tensor, second: Tensor) -> Tensor:
+    """Two tensors of one floating-point dtype as integers of the same width, stacked."""
+    stacked = torch.stack([first, second])
+    return stacked.view(torch.int16 if stacked.dtype == torch.float16 else torch.int32)
+
+
+def _from_pattern(pattern: Tensor) -> Tensor:
+    """The reverse of :func:`_to_pattern`."""
+    return pattern.view(torch.float16 if pattern.dtype == torch.int16 else torch.float32)

@@ -1,0 +1,7 @@
+"""One file per registered planner; the maths is beside this folder. A file put here is found by itself."""
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,1 @@
+"""One file per quantization scheme; a file here is registered without an edit elsewhere."""

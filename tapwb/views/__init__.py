@@ -1,0 +1,1 @@
+"""Show, and compute nothing: command line, dashboard, notebooks, reports."""

@@ -1,0 +1,82 @@
+"""``tapwb eval perplexity``: what each precision costs in prediction quality, beside its controls."""
+
+from typing import Annotated, Any
+
+import typer
+
+from tapwb.views.cli import options
+from tapwb.views.cli.inputs import quiet_libraries, read_text
+from tapwb.views.cli.output import command_output, number, table
+from tapwb.views.cli.progress import RichProgress
+
+EXAMPLE = "tapwb eval perplexity --text-file README.md --windows 4 -p 16,8,5,4"
+
+
+def command(
+    text_file: Annotated[str, typer.Option("--text-file", help="UTF-8 text to predict; - reads standard input.")],
+    precision: options.Precisions = "16,8,6,5,4",
+    model: options.Model = options.DEFAULT_MODEL,
+    context: Annotated[int, typer.Option("--context", min=2, help="Tokens in a window.")] = 1024,
+    windows: Annotated[int, typer.Option("--windows", min=1, help="Windows to score, from the start.")] = 20,
+    kv: options.Kv = None,
+    levels: options.Levels = None,
+    group_size: options.GroupSize = 64,
+    seed: options.Seed = 0,
+    save: options.Save = False,
+    as_json: options.Json = False,
+) -> None:
+    """Measure perplexity at each precision.
+
+    Beside it stand the divergence from the 16-bit model and the top-1 agreement with it. The text is tokenized as
+    one string without a start token and cut into windows that do not overlap; every window gives context - 1
+    predictions.
+    """
+    from tapwb.core.precision import parse_precisions
+    from tapwb.views.cli.runs import keep
+
+    chosen = options.numbers(levels, "--levels")
+    requests = parse_precisions(precision, levels=tuple(map(int, chosen)) if chosen else None)
+    with command_output(as_json=as_json) as out:
+        content = read_text(text_file)
+        quiet_libraries()
+        from tapwb.evals.perplexity import evaluate_perplexity
+
+        with RichProgress() as progress:
+            result = evaluate_perplexity(
+                model,
+                content,
+                requests,
+                context=context,
+                windows=windows,
+                kv=kv,
+                group_size=group_size,
+                seed=seed,
+                progress=progress,
+            )
+        payload: dict[str, Any] = {"model": model, "text_file": text_file, **result.to_json()}
+        if save:
+            settings = {"text_file": text_file, "context": context, "windows": windows, "group_size": group_size}
+            payload["run_id"] = keep("eval-perplexity", settings | {"model": model, "kv": kv}, payload)
+        out.result(payload, perplexity_table(f"{model} on {text_file}", payload["results"]))
+
+
+def perplexity_table(title: str, results: list[dict[str, Any]]) -> Any:
+    """The rows as a table for people."""
+    columns = ("precision", "mean bits", "perplexity", "ratio", "95 % interval", "KL (nats)", "same top-1")
+    cells = [
+        (
+            str(row["precision"]),
+            number(row["mean_bits"], ".2f"),
+            number(row["perplexity"], ".3f"),
+            number(row["perplexity_ratio"], ".3f"),
+            _interval(row.get("ci95")),
+            number(row["kl_mean"], ".4f"),
+            number(row["top1_agreement"], ".1%"),
+        )
+        for row in results
+    ]
+    return table(title, columns, cells, right=range(1, 7))
+
+
+def _interval(ci95: Any) -> str:
+    return f"{ci95[0]:.3f} to {ci95[1]:.3f}" if isinstance(ci95, list | tuple) else number(ci95)

@@ -1,0 +1,1 @@
+"""The pages: one file each, with a class that takes a scope and offers ``view``."""
