@@ -182,8 +182,9 @@ def test_a_second_visitor_does_not_wait_for_a_job(dashboard: Any, open_page: Any
 
 @pytest.fixture
 def no_log_records() -> Iterator[None]:
-    """A socket that closes under a write is logged with its traceback, and pytest keeps records until the test ends:
-    they would hold the frames, and those the page, of a visitor who has long left."""
+    """Nothing is logged, and so nothing is captured."""
+    # A socket that closes under a write is logged with its traceback, and pytest keeps records until the test ends:
+    # they would hold the frames, and those the page, of a visitor who has long left.
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
