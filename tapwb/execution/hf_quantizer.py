@@ -30,6 +30,7 @@ class TapConfig(QuantizationConfigMixin):  # type: ignore[misc]
     Args:
         planes: Name of a preset (``"4+4"``, ``"fine"``, ``"wide"``) or the bits of each plane, most significant first.
         group_size: Columns that share a minimum and a step; by default 64 below a hidden size of 2048, else 128.
+        calibrated: Set by saved checkpoints whose layers carry level biases.
         **kwargs: Ignored entries of a saved configuration.
 
     Raises:
@@ -37,7 +38,11 @@ class TapConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """
 
     def __init__(
-        self, planes: str | list[int] | tuple[int, ...] = "fine", group_size: int | None = None, **kwargs: Any
+        self,
+        planes: str | list[int] | tuple[int, ...] = "fine",
+        group_size: int | None = None,
+        calibrated: bool = False,
+        **kwargs: Any,
     ) -> None:
         if isinstance(planes, str):
             if planes not in PRESETS:
@@ -47,6 +52,7 @@ class TapConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.planes = [int(bits) for bits in planes]
         self.layout  # noqa: B018 - a bad list is refused here, not at the first load
         self.group_size = group_size
+        self.calibrated = bool(calibrated)
 
     @property
     def layout(self) -> NestedLayout:
@@ -55,7 +61,12 @@ class TapConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     def to_dict(self) -> dict[str, Any]:
         """What ``config.json`` keeps."""
-        return {"quant_method": self.quant_method, "planes": self.planes, "group_size": self.group_size}
+        return {
+            "quant_method": self.quant_method,
+            "planes": self.planes,
+            "group_size": self.group_size,
+            "calibrated": self.calibrated,
+        }
 
 
 @register_quantizer("tap")
@@ -67,7 +78,8 @@ class TapHfQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if self.pre_quantized:
-            nest_model(model, layout=self.quantization_config.layout, group_size=self.quantization_config.group_size)
+            config = self.quantization_config
+            nest_model(model, layout=config.layout, group_size=config.group_size, is_calibrated=config.calibrated)
             _skip_initialization(model)
         return model
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tapwb.execution import dispatch
 from tapwb.execution.bits import BitsContext
+from tapwb.execution.level_bias import LevelBias
 from tapwb.execution.packed import PackedWeight
 from tapwb.quant.nested import NestedTensor
 
@@ -24,6 +25,7 @@ class TokenAdaptiveLinear(nn.Module):
         context: Source of the levels.
         layer_fraction: Depth of the layer in the model, in [0, 1), for plans with several layer groups.
         fixed_bits: A level that overrides the plan (the head is always read at 8 bits), or ``None``.
+        level_bias: Added after the multiplication, depending on the level; from calibration.
     """
 
     def __init__(
@@ -34,9 +36,10 @@ class TokenAdaptiveLinear(nn.Module):
         *,
         layer_fraction: float = 0.0,
         fixed_bits: int | None = None,
+        level_bias: LevelBias | None = None,
     ) -> None:
         super().__init__()
-        self.packed = packed
+        self.packed, self.level_bias = packed, level_bias
         self.in_features, self.out_features = packed.cols, packed.rows
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.layer_fraction, self.fixed_bits = layer_fraction, fixed_bits
@@ -54,6 +57,9 @@ class TokenAdaptiveLinear(nn.Module):
         rows = x.reshape(-1, self.in_features)
         bits = self.fixed_bits or self._context.for_rows(rows.shape[0], self.layer_fraction)
         y = dispatch.linear(rows, self.packed(), bits)
+        left_over = None if self.level_bias is None else self.level_bias(bits)
+        if left_over is not None:
+            y = y + left_over.to(y.dtype)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.reshape(*x.shape[:-1], self.out_features)

@@ -7,7 +7,7 @@ empty layers a packed checkpoint is loaded into.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from tapwb.core.errors import CorruptWeights, InvalidTensor, UnsupportedModel
 from tapwb.core.jobs import NO_PROGRESS, Progress
 from tapwb.execution.bits import BitsContext
+from tapwb.execution.level_bias import LevelBias
 from tapwb.execution.linear import NestedEmbedding, TiedHead, TokenAdaptiveExperts, TokenAdaptiveLinear
 from tapwb.execution.packed import PackedWeight
+from tapwb.quant.calibration import LEVELS as CALIBRATED_LEVELS
+from tapwb.quant.calibration import CalibratedCells
 from tapwb.quant.nested import NestedLayout, quantize_nested
 
 #: Embedding and head are always read at 8 bits: one plane, nothing to unpack.
@@ -78,6 +81,8 @@ def nest_model(
     *,
     layout: NestedLayout,
     group_size: int | None = None,
+    cells: Mapping[str, CalibratedCells] | None = None,
+    is_calibrated: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> NestedModel:
     """Replace the weights of ``model`` by nested ones, in place.
@@ -86,6 +91,8 @@ def nest_model(
         model: A ``PreTrainedModel``, with weights, or on the meta device to be filled from a packed checkpoint.
         layout: Planes of the linear layers.
         group_size: Columns per group; by default 64 below a hidden size of 2048, else 128.
+        cells: Calibrated cells by name of the linear layer; layers without get plain ones.
+        is_calibrated: On the meta device: the checkpoint has level biases, make room for them.
         progress: Told about every matrix.
 
     Returns:
@@ -99,7 +106,7 @@ def nest_model(
     config = model.config.get_text_config()
     size = group_size or default_group_size(config.hidden_size)
     context = BitsContext(top_level=layout.levels[-1])
-    walk = _Walk(model, config.num_hidden_layers, layout, size, context)
+    walk = _Walk(model, config.num_hidden_layers, layout, size, context, cells or {}, is_calibrated)
     # Names only: a list of the modules would keep every floating-point weight alive until the end.
     targets = [name for name, _ in walk.targets()]
     if not targets:
@@ -120,8 +127,18 @@ def nest_model(
             "quant_method": "tap",
             "planes": list(layout.plane_bits),
             "group_size": size,
+            "calibrated": bool(cells) or is_calibrated,
         }
     return handle
+
+
+def nestable(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Linear layers and fused experts of a model by name, without the head."""
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        is_linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+        if module is not head and (is_linear or _is_fused_experts(module)):
+            yield name, module
 
 
 def resident_bytes(module: nn.Module) -> int:
@@ -147,29 +164,27 @@ def _refuse_codes(model: nn.Module) -> None:
 class _Walk:
     """One pass over the modules of a model, replacing as it goes."""
 
-    def __init__(self, model: Any, n_layers: int, layout: NestedLayout, group_size: int, context: BitsContext) -> None:
-        self.model, self.n_layers, self.layout, self.group_size, self.context = (
-            model,
-            n_layers,
-            layout,
-            group_size,
-            context,
-        )
+    def __init__(
+        self,
+        model: Any,
+        n_layers: int,
+        layout: NestedLayout,
+        group_size: int,
+        context: BitsContext,
+        cells: Mapping[str, CalibratedCells],
+        is_calibrated: bool,
+    ) -> None:
+        self.model, self.n_layers, self.layout, self.group_size = model, n_layers, layout, group_size
+        self.context, self.cells, self.is_calibrated = context, cells, is_calibrated
         self.kept: dict[str, str] = {}
 
     def targets(self) -> Iterator[tuple[str, nn.Module]]:
-        """Linear layers and fused experts, except the head."""
-        head = self.model.get_output_embeddings()
-        for name, module in self.model.named_modules():
-            if module is head:
-                continue
-            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+        """What will be replaced; notes what will not."""
+        for name, module in nestable(self.model):
+            if getattr(module, "is_transposed", False) or getattr(module, "has_bias", False):
+                self.kept[name] = "experts stored transposed or with biases"
+            else:
                 yield name, module
-            elif _is_fused_experts(module):
-                if getattr(module, "is_transposed", False) or getattr(module, "has_bias", False):
-                    self.kept[name] = "experts stored transposed or with biases"
-                else:
-                    yield name, module
 
     def replace(self, name: str, module: nn.Module) -> None:
         """Replace one linear layer or one fused mixture of experts."""
@@ -184,8 +199,21 @@ class _Walk:
             linear: Any = module
             weight = linear.weight.T if type(module).__name__ == "Conv1D" else linear.weight
             bias = None if linear.bias is None else linear.bias.detach()
-            new = TokenAdaptiveLinear(self._pack(name, weight), bias, self.context, layer_fraction=fraction)
+            packed = self._pack(name, weight)
+            new = TokenAdaptiveLinear(
+                packed, bias, self.context, layer_fraction=fraction, level_bias=self._level_bias(name, weight)
+            )
         self._put(name, new)
+
+    def _level_bias(self, name: str, weight: Tensor) -> LevelBias | None:
+        """What calibration says each level leaves over; empty room for it on the meta device."""
+        levels = [level for level in self.layout.levels if level in CALIBRATED_LEVELS]
+        if weight.is_meta:
+            return LevelBias(levels, weight.shape[0], device="meta") if self.is_calibrated else None
+        if name not in self.cells:
+            return None
+        table = self.cells[name].level_bias[[CALIBRATED_LEVELS.index(level) for level in levels]]
+        return LevelBias.of(levels, table.to(weight.device))
 
     def replace_tables(self) -> None:
         """Replace the input embedding and the head; a tied pair becomes one table."""
@@ -219,6 +247,8 @@ class _Walk:
         if weight.is_meta:
             return PackedWeight(rows, cols, group_size, layout or self.layout, device="meta")
         try:
+            if name in self.cells:
+                return PackedWeight.from_nested(self.cells[name].pack(weight.detach(), layout or self.layout))
             nested = quantize_nested(weight.detach(), group_size=group_size, layout=layout or self.layout)
         except InvalidTensor as error:
             raise CorruptWeights(f"weight {name}: {error}") from error

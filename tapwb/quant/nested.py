@@ -39,6 +39,8 @@ __all__ = [
     "layout_for_levels",
     "NestedTensor",
     "quantize_nested",
+    "pack_cells",
+    "padded_groups",
     "cell_codes",
     "fit_low_level",
     "LOW_LEVELS",
@@ -212,16 +214,41 @@ def quantize_nested(
     # Blocks bound the fp32 temporaries of a large embedding to a few tens of megabytes.
     step_rows = max(1, _BLOCK_WEIGHTS // max(1, columns))
     blocks = [slice(start, min(rows, start + step_rows)) for start in range(0, rows, step_rows)] or [slice(0, 0)]
-    limits = [_to_groups(weight[block], group_size).aminmax(dim=-1) for block in blocks] if columns else []
+    limits = [padded_groups(weight[block], group_size).aminmax(dim=-1) for block in blocks] if columns else []
     low = torch.cat([limit.min for limit in limits]) if limits else weight.new_zeros(rows, 0, dtype=torch.float32)
     high = torch.cat([limit.max for limit in limits]) if limits else low
     group_min, group_step = _cells(low, high)
     parts = []
     for block in blocks:
-        groups = _to_groups(weight[block], group_size)
+        groups = padded_groups(weight[block], group_size)
         codes = cell_codes(groups, group_min[block], group_step[block])
         parts.append(_store(codes, groups, layout, group_min.dtype))
     tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    tensors |= {"group_min": group_min, "group_step": group_step}
+    return NestedTensor.from_tensors(tensors, (rows, columns), group_size, layout)
+
+
+def pack_cells(
+    weight: Float[Tensor, "row column"],
+    codes: UInt8[Tensor, "row group column"],
+    group_min: Float[Tensor, "row group"],
+    group_step: Float[Tensor, "row group"],
+    layout: NestedLayout | str,
+) -> NestedTensor:
+    """Put codes that were chosen elsewhere into nested form.
+
+    Args:
+        weight: The unquantized weight; levels of 1 and 2 bits are fitted to it.
+        codes: 8-bit codes, the last group padded.
+        group_min: Lower edge of the first cell of each group, fp16 or fp32.
+        group_step: Width of an 8-bit cell of each group, same dtype.
+        layout: Preset name or :class:`NestedLayout`.
+    """
+    layout = NestedLayout.named(layout)
+    rows, columns, group_size = int(weight.shape[0]), int(weight.shape[1]), int(codes.shape[-1])
+    low_levels = set(LOW_LEVELS) & set(layout.levels)
+    groups = padded_groups(weight, group_size) if low_levels else codes
+    tensors = _store(codes, groups, layout, group_min.dtype)
     tensors |= {"group_min": group_min, "group_step": group_step}
     return NestedTensor.from_tensors(tensors, (rows, columns), group_size, layout)
 
@@ -266,7 +293,7 @@ def _check_weight(weight: Tensor, group_size: int) -> None:
     check_finite(weight, "weight")
 
 
-def _to_groups(weight: Tensor, group_size: int) -> Tensor:
+def padded_groups(weight: Float[Tensor, "row column"], group_size: int) -> Float[Tensor, "row group column"]:
     """(row, column) of any dtype to fp32 (row, group, group_size), the last group filled up with its last value."""
     rows, columns = weight.shape
     values = weight.float()
