@@ -13,6 +13,9 @@ from tapwb.core.jobs import NO_PROGRESS, Progress
 from tapwb.execution import dispatch
 from tapwb.execution.bits import Bits
 from tapwb.execution.kv_cache import cache_bytes
+from tapwb.execution.kv_plan import attention_of, cache_notes
+from tapwb.execution.ladder import LayerLadder
+from tapwb.execution.layer_groups import bytes_read
 from tapwb.execution.levels import LevelSource
 from tapwb.execution.nest import NestedModel
 from tapwb.execution.sampling import Sampler, Sampling
@@ -70,6 +73,7 @@ def decode(
     prompt_bits: Bits,
     levels: LevelSource,
     cache: Any,
+    ladder: LayerLadder | None = None,
     on_token: Callable[[TokenEvent], None] | None = None,
     progress: Progress = NO_PROGRESS,
     notes: tuple[str, ...] = (),
@@ -85,6 +89,7 @@ def decode(
         prompt_bits: Levels of the prompt: one number, (token,) or (layer_group, token).
         levels: Chooses the level of each decode step.
         cache: A transformers cache.
+        ladder: What a step at a level is read with, if layers are planned apart.
         on_token: Told about every token as soon as it is known.
         progress: Told about every token; cancels the loop, which then returns what there is.
         notes: Passed on to the trace.
@@ -100,7 +105,7 @@ def decode(
     run, answer = _Run(model, nested, cache), _Answer()
     sampler, stream = Sampler(settings.sampling), TextStream(tokenizer)
     progress.stage("read the prompt", total=token_ids.shape[1], unit="token")
-    with torch.inference_mode():
+    with torch.inference_mode(), attention_of(model, cache):
         next_logits, entropy, step_s = run.timed_forward(token_ids, prompt_bits)
         level, answer.prefill_s = _last(prompt_bits), step_s
         progress.advance(token_ids.shape[1])
@@ -122,15 +127,14 @@ def decode(
                 break
             if index + 1 < settings.max_new_tokens:
                 level = min(levels.next_bits(next_logits, token), run.top_level)
-                next_id = torch.tensor([[token]], device=token_ids.device)
-                next_logits, entropy, step_s = run.timed_forward(next_id, level)
+                next_logits, entropy, step_s = run.timed_forward(token_ids.new_tensor([[token]]), _rung(ladder, level))
                 answer.step_s.append(step_s)
     answer.pieces.append(stream.flush())
     n_cached = token_ids.shape[1] + len(answer.step_s)
     return "".join(answer.pieces), Trace(
         prompt_ids=tuple(token_ids[0].tolist()),
         token_ids=tuple(answer.ids),
-        prompt_bits=_per_token(prompt_bits, token_ids.shape[1]),
+        prompt_bits=_per_token(prompt_bits, token_ids.shape[1], ladder),
         token_bits=tuple(answer.bits),
         entropy_nats=tuple(answer.entropy_nats),
         prefill_s=answer.prefill_s,
@@ -140,7 +144,7 @@ def decode(
         kv_baseline_bytes=settings.kv_baseline_bytes(n_cached),
         finish_reason=answer.finish_reason,
         kernel=dispatch.current(),
-        notes=notes,
+        notes=(*notes, *cache_notes(cache)),
     )
 
 
@@ -186,20 +190,26 @@ class _Run:
         if self._nested is None:
             self.weight_bytes_read += self._dense_bytes
             return self._model(token_ids, **options).logits[0, -1]  # type: ignore[no-any-return]
-        # A pass that mixes levels reads every plane that any of its tokens needs, once.
-        highest = bits if isinstance(bits, int) else int(bits.max())
-        if highest not in self._bytes_of_level:  # walks over all layers, so once per level and not once per step
-            self._bytes_of_level[highest] = self._nested.bytes_read(highest)
-        self.weight_bytes_read += self._bytes_of_level[highest]
+        # Walks over all layers, so once per level (the rungs of a ladder stay the same tensors) and not once per step.
+        key = bits if isinstance(bits, int) else id(bits)
+        if key not in self._bytes_of_level:
+            self._bytes_of_level[key] = bytes_read(self._nested, bits)
+        self.weight_bytes_read += self._bytes_of_level[key]
         with self._nested.context.use(bits):
             return self._model(token_ids, **options).logits[0, -1]  # type: ignore[no-any-return]
 
 
+def _rung(ladder: LayerLadder | None, level: int) -> Bits:
+    return level if ladder is None else ladder.rungs[level]
+
+
 def _last(bits: Bits) -> int:
-    return bits if isinstance(bits, int) else int(bits.reshape(-1, bits.shape[-1])[0, -1])
+    return bits if isinstance(bits, int) else round(float(bits.reshape(-1, bits.shape[-1])[:, -1].double().mean()))
 
 
-def _per_token(bits: Bits, n_tokens: int) -> tuple[float, ...]:
+def _per_token(bits: Bits, n_tokens: int, ladder: LayerLadder | None) -> tuple[float, ...]:
     if isinstance(bits, int):
         return (float(bits),) * n_tokens
+    if ladder is not None and bits.ndim == 2:
+        return tuple(ladder.mean_bits(bits).tolist())
     return tuple(bits.reshape(-1, bits.shape[-1]).double().mean(0).tolist())

@@ -1,213 +1,28 @@
 """A key/value cache whose tokens have their own precision; a ``transformers`` cache.
 
-Layout of one layer, oldest token first: the first four tokens (attention sinks) at 16 bits, then sealed pages of
-64 tokens at 8, 4, 3 or 2 bits, then a window of at least 128 recent tokens at 16 bits. When the window has
-grown by a page, its oldest 64 tokens are sealed. This is the reference implementation: attention reads dequantized
-pages. Layers with a sliding window keep transformers' own sliding cache, as they never hold an old token; the same goes
-for recurrent layers.
+Its layers are :mod:`tapwb.execution.kv_layer`. Attention reads dequantized pages, or packed ones inside
+:func:`tapwb.execution.kv_attention.reading_pages`; only there an adaptive cache sees which tokens are read. Layers with
+a sliding window keep transformers' own sliding cache, as they never hold an old token; the same goes for recurrent
+layers. :func:`tapwb.execution.kv_plan.cache_notes` says so to a user.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from tapwb.core.errors import ExecutionError, UsageError
-from tapwb.execution.kv_page import KV_LEVELS, KvPage
+from tapwb.execution.kv_layer import (
+    PAGE_TOKENS,
+    SINK_TOKENS,
+    WINDOW_TOKENS,
+    TapCacheLayer,
+    TokenBits,
+    dense_bytes,
+)
+from tapwb.execution.kv_received import AdaptiveKv, ReceivedAttention
 
-PAGE_TOKENS = 64
-SINK_TOKENS = 4
-WINDOW_TOKENS = 128
-
-
-class TokenBits:
-    """Bits each cached token is sealed at; shared by all layers of one cache.
-
-    Args:
-        default: Bits of tokens nobody has scored.
-        planned: Bits of the first tokens, in order.
-    """
-
-    def __init__(self, default: int, planned: Tensor | None = None) -> None:
-        if default not in KV_LEVELS:
-            raise UsageError(f"a cache of {default} bits is not supported. Use 16 or {', '.join(map(str, KV_LEVELS))}.")
-        self.default = default
-        self.planned = torch.zeros(0, dtype=torch.long) if planned is None else planned.to(torch.long).flatten().cpu()
-        wrong = sorted(set(self.planned.tolist()) - set(KV_LEVELS))
-        if wrong:
-            known = ", ".join(map(str, KV_LEVELS))
-            raise UsageError(f"a cached token of {wrong[0]} bits is not supported. Use {known}.")
-
-    def of(self, start: int, stop: int) -> Tensor:
-        """Bits of the tokens at positions ``start`` to ``stop``, shape (stop - start,)."""
-        out = torch.full((stop - start,), self.default, dtype=torch.long)
-        known = self.planned[start:stop]
-        out[: len(known)] = known
-        return out
-
-
-class TapCacheLayer(CacheLayerMixin):
-    """Keys and values of one attention layer.
-
-    Args:
-        token_bits: Where the bits of a token come from.
-        window_tokens: Recent tokens that stay at 16 bits.
-    """
-
-    is_sliding = False
-    is_croppable = True
-
-    def __init__(self, token_bits: TokenBits, window_tokens: int = WINDOW_TOKENS) -> None:
-        super().__init__()
-        self.token_bits, self.window_tokens = token_bits, window_tokens
-        self.pages: list[KvPage] = []
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-        self._sink_keys: Tensor | None = None
-        self._sink_values: Tensor | None = None
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take dtype, device and shape from the first keys and values."""
-        # A model that computes in fp32 still caches 16 bits: keys and values lie far inside the range of fp16.
-        self.dtype = torch.float16 if key_states.dtype == torch.float32 else key_states.dtype
-        self.device = key_states.device
-        self.keys, self.values = key_states[:, :, :0].to(self.dtype), value_states[:, :, :0].to(self.dtype)
-        self._sink_keys, self._sink_values = self.keys, self.values
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append new tokens and return all keys and values.
-
-        Args:
-            key_states: Shape (batch, head, new token, channel).
-            value_states: Shape (batch, head, new token, channel).
-            *args: Ignored; other caches take more.
-            **kwargs: Ignored likewise.
-
-        Returns:
-            Keys and values of all tokens, shape (batch, head, token, channel), in the dtype of the new ones. The new
-            tokens are exact; a token is sealed only after the pass that could still see it at 16 bits.
-        """
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        old_keys, old_values = self._recent(self.keys), self._recent(self.values)
-        read = [page.dequantize() for page in self.pages]
-        past_keys = torch.cat([self._recent(self._sink_keys), *(k for k, _ in read), old_keys], dim=2)
-        past_values = torch.cat([self._recent(self._sink_values), *(v for _, v in read), old_values], dim=2)
-        self.keys = torch.cat([old_keys, key_states.to(self.dtype)], dim=2)
-        self.values = torch.cat([old_values, value_states.to(self.dtype)], dim=2)
-        self._seal()
-        keys = torch.cat([past_keys.to(key_states.dtype), key_states], dim=2)
-        return keys, torch.cat([past_values.to(value_states.dtype), value_states], dim=2)
-
-    def get_seq_length(self) -> int:
-        """Number of cached tokens."""
-        if not self.is_initialized:
-            return 0
-        sealed = sum(page.shape[2] for page in self.pages)
-        return self._recent(self._sink_keys).shape[2] + sealed + self._recent(self.keys).shape[2]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of what attention will see."""
-        return self.get_seq_length() + query_length, 0
-
-    def get_max_length(self) -> int:
-        """No limit."""
-        return -1
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forget the newest tokens (speculation does this).
-
-        Args:
-            tokens_to_remove: How many, negative by transformers' convention.
-
-        Raises:
-            ExecutionError: If that would reach into sealed pages.
-        """
-        n = abs(tokens_to_remove)
-        if n == 0 or not self.is_initialized:
-            return
-        if not self.pages:
-            self._unseal_sinks()
-        recent = self._recent(self.keys)
-        if n > recent.shape[2]:
-            raise ExecutionError(
-                f"cannot forget {n} tokens: only the newest {recent.shape[2]} are not sealed yet. "
-                "Forget fewer, or use a cache of 16 bits."
-            )
-        self.keys, self.values = recent[:, :, :-n], self._recent(self.values)[:, :, :-n]
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.pages = []
-        self.keys = self.values = None
-        self._sink_keys = self._sink_values = None
-        self.is_initialized = False
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep these batch rows, in this order."""
-        self.batch_select_indices(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these batch rows, in this order."""
-        if not self.is_initialized:
-            return
-        self.keys, self.values = self._recent(self.keys)[indices], self._recent(self.values)[indices]
-        self._sink_keys = self._recent(self._sink_keys)[indices]
-        self._sink_values = self._recent(self._sink_values)[indices]
-        for page in self.pages:
-            page.select_batch(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every batch row."""
-        if self.is_initialized:
-            batch = self._recent(self.keys).shape[0]
-            self.batch_select_indices(torch.arange(batch).repeat_interleave(repeats))
-
-    def downgrade(self) -> None:
-        """Bring sealed tokens down to the bits that ``token_bits`` now asks for."""
-        position = SINK_TOKENS
-        for page in self.pages:
-            n = page.shape[2]
-            page.downgrade(self.token_bits.of(position, position + n))
-            position += n
-
-    def nbytes(self) -> int:
-        """Bytes of all tensors this layer holds."""
-        if not self.is_initialized:
-            return 0
-        dense = (self.keys, self.values, self._sink_keys, self._sink_values)
-        return sum(_dense_bytes(self._recent(t)) for t in dense) + sum(page.nbytes() for page in self.pages)
-
-    def _unseal_sinks(self) -> None:
-        """Put the sinks back in front of the recent tokens; the next update takes them out again."""
-        sink_keys, sink_values = self._recent(self._sink_keys), self._recent(self._sink_values)
-        self.keys = torch.cat([sink_keys, self._recent(self.keys)], dim=2)
-        self.values = torch.cat([sink_values, self._recent(self.values)], dim=2)
-        self._sink_keys, self._sink_values = sink_keys[:, :, :0], sink_values[:, :, :0]
-
-    def _seal(self) -> None:
-        keys, values = self._recent(self.keys), self._recent(self.values)
-        if self._recent(self._sink_keys).shape[2] == 0 and keys.shape[2] >= SINK_TOKENS:
-            # Clones: a view would keep the whole prefix alive.
-            self._sink_keys, self._sink_values = keys[:, :, :SINK_TOKENS].clone(), values[:, :, :SINK_TOKENS].clone()
-            keys, values = keys[:, :, SINK_TOKENS:], values[:, :, SINK_TOKENS:]
-        sealed_before = len(self.pages)
-        while keys.shape[2] >= self.window_tokens + PAGE_TOKENS:
-            start = SINK_TOKENS + sum(page.shape[2] for page in self.pages)
-            bits = self.token_bits.of(start, start + PAGE_TOKENS)
-            self.pages.append(KvPage(keys[:, :, :PAGE_TOKENS], values[:, :, :PAGE_TOKENS], bits))
-            keys, values = keys[:, :, PAGE_TOKENS:], values[:, :, PAGE_TOKENS:]
-        if len(self.pages) > sealed_before:
-            keys, values = keys.clone(), values.clone()
-        self.keys, self.values = keys, values
-
-    @staticmethod
-    def _recent(tensor: Tensor | None) -> Tensor:
-        if tensor is None:
-            raise ExecutionError("the cache is empty. Run a prompt through the model first.")
-        return tensor
+__all__ = ["PAGE_TOKENS", "SINK_TOKENS", "WINDOW_TOKENS", "TapCache", "TapCacheLayer", "TokenBits", "cache_bytes"]
 
 
 class TapCache(Cache):
@@ -218,6 +33,7 @@ class TapCache(Cache):
         bits: Bits of sealed tokens: one number, or shape (token,) for the first tokens.
         default_bits: Bits of tokens beyond ``bits`` when that is a tensor.
         window_tokens: Recent tokens at 16 bits.
+        adaptive: Seal at 8 bits and downgrade by received attention; ``bits`` is then not used.
 
     Raises:
         UsageError: If a width is not one of 2, 3, 4 and 8.
@@ -230,18 +46,55 @@ class TapCache(Cache):
         *,
         default_bits: int = 8,
         window_tokens: int = WINDOW_TOKENS,
+        adaptive: AdaptiveKv | None = None,
     ) -> None:
-        planned = None if isinstance(bits, int) else bits
-        self.token_bits = TokenBits(bits if isinstance(bits, int) else default_bits, planned)
-        layers = [
-            TapCacheLayer(self.token_bits, window_tokens) if type(layer) is DynamicLayer else layer
-            for layer in DynamicCache(config=config).layers
-        ]
+        planned = None if isinstance(bits, int) or adaptive else bits
+        self.adaptive, self.window_tokens = adaptive, window_tokens
+        self.token_bits = TokenBits(8 if adaptive else bits if isinstance(bits, int) else default_bits, planned)
+        text_config = config.get_text_config(decoder=True)
+        layers = []
+        for layer in DynamicCache(config=config).layers:
+            if type(layer) is DynamicLayer:
+                received = ReceivedAttention() if adaptive else None
+                layer = TapCacheLayer(self.token_bits, window_tokens, text_config, received)
+            layers.append(layer)
         super().__init__(layers=layers)
+        self._settled_pages = 0
+
+    @property
+    def own_layers(self) -> list[TapCacheLayer]:
+        """The layers whose tokens have their own precision."""
+        return [layer for layer in self.layers if isinstance(layer, TapCacheLayer)]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append new tokens to one layer; see :meth:`TapCacheLayer.update`."""
+        own = self.own_layers
+        if self.adaptive is not None and own and self.layers[layer_idx] is own[0]:
+            self._settle(self.adaptive, own)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self._settled_pages = 0
 
     def nbytes(self) -> int:
         """Bytes of all tensors in all layers."""
         return cache_bytes(self)
+
+    def _settle(self, adaptive: AdaptiveKv, layers: list[TapCacheLayer]) -> None:
+        """Give pages that have waited long enough their final bits, one page of all layers at a time."""
+        while len(layers[0].pages) - self._settled_pages > adaptive.waiting_pages:
+            start = SINK_TOKENS + PAGE_TOKENS * self._settled_pages
+            stop = start + PAGE_TOKENS
+            saliency = torch.stack([layer.received.saliency(start, stop) for layer in layers if layer.received])
+            for layer, *bits in zip(layers, *adaptive.key_and_value_bits(saliency), strict=True):
+                layer.pages[self._settled_pages].downgrade(*bits)
+                if layer.received is not None:
+                    layer.received.forget_before(stop)
+            self._settled_pages += 1
 
 
 def cache_bytes(cache: Cache) -> int:
@@ -254,9 +107,5 @@ def cache_bytes(cache: Cache) -> int:
         for name in ("keys", "values", "conv_states", "recurrent_states"):
             held = getattr(layer, name, None)
             tensors = held.values() if isinstance(held, dict) else held if isinstance(held, list) else [held]
-            total += sum(_dense_bytes(t) for t in tensors if isinstance(t, Tensor))
+            total += sum(dense_bytes(t) for t in tensors if isinstance(t, Tensor))
     return total
-
-
-def _dense_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

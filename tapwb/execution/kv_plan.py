@@ -1,18 +1,23 @@
-"""From ``--kv 16``, ``--kv 4`` or ``--kv adaptive:4`` to a cache."""
+"""From ``--kv 16``, ``--kv 4``, ``--kv adaptive:4`` or ``--kv adaptive:3.5:received`` to a cache."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import Cache
 
 from tapwb.core.errors import UsageError
-from tapwb.execution.kv_cache import TapCache
+from tapwb.execution.kv_attention import reading_pages
+from tapwb.execution.kv_cache import PAGE_TOKENS, TapCache, TapCacheLayer
 from tapwb.execution.kv_page import KV_LEVELS
+from tapwb.execution.kv_received import AdaptiveKv
 from tapwb.plan.budget import budget_plan
 
 #: A window that no text fills: nothing is ever sealed, every token stays at 16 bits.
 _NEVER = 1 << 62
-_HELP = "Write 16, 8, 4, 3, 2 or adaptive:MEAN with a mean from 2 to 8, for example adaptive:4."
+_HELP = "Write 16, 8, 4, 3, 2, adaptive:MEAN or adaptive:MEAN:received with a mean from 2 to 8, for example adaptive:4."
+#: What :func:`make_cache` calls the importance that the cache itself observes.
+RECEIVED = "received"
 
 
 def make_cache(config: Any, kv: str | int, scores: Tensor | None = None) -> Cache:
@@ -20,8 +25,10 @@ def make_cache(config: Any, kv: str | int, scores: Tensor | None = None) -> Cach
 
     Args:
         config: Configuration of the model.
-        kv: 16 (nothing is sealed), 8, 4, 3, 2, or ``"adaptive:MEAN"``.
-        scores: Importance of the prompt's tokens in [0, 1], shape (token,); needed for ``adaptive``.
+        kv: 16 (nothing is sealed), 8, 4, 3, 2, ``"adaptive:MEAN"`` (bits by the scores of the prompt), or
+            ``"adaptive:MEAN:received"`` (bits by the attention that tokens received; the model must run inside
+            :func:`attention_of`).
+        scores: Importance of the prompt's tokens in [0, 1], shape (token,); needed for ``adaptive:MEAN``.
 
     Raises:
         UsageError: If ``kv`` is none of these.
@@ -31,13 +38,64 @@ def make_cache(config: Any, kv: str | int, scores: Tensor | None = None) -> Cach
         return TapCache(config, window_tokens=_NEVER)
     if text.isdigit() and int(text) in KV_LEVELS:
         return TapCache(config, int(text))
-    kind, _, mean = text.partition(":")
-    if kind != "adaptive" or scores is None:
+    kind, _, rest = text.partition(":")
+    mean, _, signal = rest.partition(":")
+    if kind != "adaptive" or signal not in ("", RECEIVED):
         raise UsageError(f"{text!r} is not a cache precision. {_HELP}")
     mean_bits = _mean(mean, text)
+    if signal == RECEIVED:
+        return adaptive_cache(config, AdaptiveKv(mean_bits))
+    if scores is None:
+        raise UsageError(f"{text!r} needs the scores of a prompt. Write 16, 8, 4, 3, 2 or adaptive:MEAN:received.")
     plan = budget_plan(scores, KV_LEVELS, mean_bits)
     default = max(level for level in KV_LEVELS if level <= mean_bits)
     return TapCache(config, plan.bits[0], default_bits=default)
+
+
+def adaptive_cache(config: Any, adaptive: AdaptiveKv) -> TapCache:
+    """A cache that follows received attention. Its 16-bit window is one page: the pages behind it wait at 8 bits.
+
+    Args:
+        config: Configuration of the model.
+        adaptive: How tokens are downgraded.
+    """
+    return TapCache(config, adaptive=adaptive, window_tokens=PAGE_TOKENS)
+
+
+def attention_of(model: Any, cache: Any) -> AbstractContextManager[None]:
+    """The attention that a cache needs: its own for one that follows received attention, the model's otherwise.
+
+    Args:
+        model: A transformers model.
+        cache: From :func:`make_cache`.
+
+    Raises:
+        ExecutionError: On entering, if the model's attention cannot be replaced.
+    """
+    return reading_pages(model) if isinstance(cache, TapCache) and cache.adaptive else nullcontext()
+
+
+def cache_notes(cache: Cache) -> tuple[str, ...]:
+    """What a user must know about the layers that ignore the bits of a cache, one line each; a 16-bit one has none."""
+    if not isinstance(cache, TapCache) or cache.window_tokens == _NEVER:
+        return ()
+    n_layers = len(cache.layers)
+    windows = [
+        getattr(layer, "sliding_window", None)
+        for layer in cache.layers
+        if not isinstance(layer, TapCacheLayer) and layer.is_sliding
+    ]
+    others = sum(not isinstance(layer, TapCacheLayer) and not layer.is_sliding for layer in cache.layers)
+    notes = []
+    if windows:
+        sizes = " or ".join(str(size) for size in sorted({size for size in windows if size is not None}))
+        notes.append(
+            f"{len(windows)} of {n_layers} layers see a sliding window of {sizes or 'recent'} tokens: they are never "
+            "quantized, whatever bits the cache has."
+        )
+    if others:
+        notes.append(f"{others} of {n_layers} layers keep a state instead of keys and values: it stays as it is.")
+    return tuple(notes)
 
 
 def _mean(text: str, whole: str) -> float:

@@ -39,11 +39,15 @@ class SteeredLevel:
         stream: Scores tokens from past information.
         levels: Stored levels, ascending.
         mean_bits: Mean to hold.
+        spread: Standard deviation (nats) of log-damage that the scores explain; that of the previous step's entropy
+            by default.
     """
 
-    def __init__(self, stream: ImportanceStream, levels: Sequence[int], mean_bits: float) -> None:
+    def __init__(
+        self, stream: ImportanceStream, levels: Sequence[int], mean_bits: float, *, spread: float = 0.3
+    ) -> None:
         self._stream = stream
-        self._controller = PrecisionController(tuple(levels), mean_bits)
+        self._controller = PrecisionController(tuple(levels), mean_bits, spread=spread)
 
     def next_bits(self, logits_before: Tensor, token_id: int) -> int:
         """The level that the score and the running mean call for."""

@@ -11,7 +11,8 @@ from transformers import DynamicCache
 
 from tapwb.core.errors import ExecutionError, UnsupportedBits, UsageError
 from tapwb.execution.kv_cache import PAGE_TOKENS, SINK_TOKENS, WINDOW_TOKENS, TapCache, TapCacheLayer, TokenBits
-from tapwb.execution.kv_page import KV_LEVELS, KvPage
+from tapwb.execution.kv_codes import rotation
+from tapwb.execution.kv_page import KV_LEVELS, KvPage, read_rotated
 from tapwb.execution.kv_plan import make_cache
 from tapwb.models.tiny import tiny_model
 
@@ -61,14 +62,19 @@ def test_sinks_and_window_are_untouched_and_only_the_middle_is_sealed():
 
 @pytest.mark.parametrize("bits", KV_LEVELS)
 def test_a_sealed_token_is_within_half_a_cell_of_its_bits(bits):
-    """Half a cell is the range over 2 ** (bits + 1): of a channel for keys, of a token for values."""
+    """In rotated coordinates half a cell is a token's largest number over 2 ** bits; keys count from a centre."""
     keys, values = _states(PAGE_TOKENS)
-    got_keys, got_values = KvPage(keys, values, torch.full((PAGE_TOKENS,), bits)).dequantize()
-    for got, true, dim in ((got_keys, keys, 2), (got_values, values, 3)):
-        span = true.amax(dim, keepdim=True) - true.amin(dim, keepdim=True)
-        # The stored minimum and step are fp16: one part in 2048 of the largest value.
-        slack = 2**-10 * true.abs().amax(dim, keepdim=True)
-        assert bool(((got - true).abs() <= span / 2 ** (bits + 1) + slack).all())
+    page = KvPage(keys, values, torch.full((PAGE_TOKENS,), bits))
+    turn = rotation(keys.shape[-1])
+    # Scales are rounded up to the next sixteenth of an octave of a bf16 number.
+    up = 2 ** (1 / 16) * (1 + 2**-6)
+    centre = (keys @ turn).mean(2, keepdim=True)
+    centre_error = centre.abs().amax(-1, keepdim=True) / 254 * (1 + 2**-7)
+    largest_key = (keys @ turn - centre).abs().amax(-1, keepdim=True) + centre_error
+    largest_value = (values @ turn).abs().amax(-1, keepdim=True)
+    got_keys, got_values = read_rotated([page])
+    assert bool(((got_keys - keys @ turn).abs() <= largest_key * up / 2**bits + 1e-5).all())
+    assert bool(((got_values - values @ turn).abs() <= largest_value * up / 2**bits + 1e-5).all())
 
 
 def test_more_bits_are_never_worse():
@@ -124,16 +130,18 @@ def test_planned_bits_reach_their_tokens():
 
 
 def test_bytes_are_those_of_the_tensors_and_fall_with_the_bits():
-    """Exactly: codes, two fp16 numbers per channel or token, a list of tokens, and 16-bit tensors for the rest."""
+    """Exactly: codes, a byte per token and head, a centre per page, two bits a token, and 16-bit tensors besides."""
     sizes = {}
     for bits in KV_LEVELS:
         layer, _, _ = _filled(bits)
         sizes[bits] = layer.nbytes()
         rows, channels = 2 * 3, 10
-        codes = 2 * rows * PAGE_TOKENS * channels * bits // 8
-        scales = 2 * 2 * rows * channels + 2 * 2 * rows * PAGE_TOKENS
+        padded = 64  # the 60 codes of a token fill whole bytes at every level
+        codes = 2 * PAGE_TOKENS * padded * bits // 8
+        scales = 2 * (rows * PAGE_TOKENS + 2 * rows) + rows * channels + 2 * rows
+        lists = 2 * PAGE_TOKENS * 2 // 8
         dense = (N_TOKENS - 3 * PAGE_TOKENS) * rows * channels * 2 * 2
-        assert sizes[bits] == 3 * (codes + scales + PAGE_TOKENS) + dense
+        assert sizes[bits] == 3 * (codes + scales + lists) + dense
     assert sorted(sizes.values()) == [sizes[bits] for bits in KV_LEVELS]
 
 
