@@ -6,6 +6,7 @@ text                         meaning
 ``16``                       the reference: weights as they were loaded
 ``8``, ``6`` ... ``1``       every token at this many bits
 ``adaptive:MEAN[:SIGNAL]``   budget planner: bits by importance, at this mean
+``layers:MEAN[:SIGNAL]``     budget planner over layers (as measured) and, with a signal, tokens together
 ``threshold``                the seed's rule: levels cut at fixed scores (``--levels``, ``--thresholds``)
 ``plan:FILE``                a saved plan
 ``random:MEAN``              control: the same planner on a random score
@@ -19,7 +20,7 @@ from typing import Literal
 
 from tapwb.core.errors import PrecisionSpecError
 
-Kind = Literal["reference", "uniform", "adaptive", "threshold", "plan", "random", "shuffled", "oracle"]
+Kind = Literal["reference", "uniform", "adaptive", "layers", "threshold", "plan", "random", "shuffled", "oracle"]
 
 #: Levels of the adaptive planner: neighbours, because damage is convex in bits.
 DEFAULT_LEVELS = (4, 5, 6, 8)
@@ -29,9 +30,11 @@ SEED_THRESHOLDS = (0.25, 0.5, 0.75)
 DEFAULT_SIGNAL = "entropy"
 
 _UNIFORM = (1, 2, 3, 4, 5, 6, 8)
-_WITH_MEAN: tuple[Kind, ...] = ("adaptive", "random", "shuffled", "oracle")
+_WITH_MEAN: tuple[Kind, ...] = ("adaptive", "layers", "random", "shuffled", "oracle")
+#: The signal of ``layers:MEAN`` without one: all tokens alike, so that only layers differ.
+NO_SIGNAL = "uniform"
 _HELP = (
-    "Write 16 (reference), 8, 6, 5, 4, 3, 2, 1, adaptive:MEAN[:SIGNAL], threshold, plan:FILE, "
+    "Write 16 (reference), 8, 6, 5, 4, 3, 2, 1, adaptive:MEAN[:SIGNAL], layers:MEAN[:SIGNAL], threshold, plan:FILE, "
     "random:MEAN, shuffled:MEAN:SIGNAL or oracle:MEAN; for example adaptive:5.5:entropy."
 )
 
@@ -44,7 +47,7 @@ class PrecisionRequest:
         kind: Which rule.
         bits: Bits of every token, for ``uniform`` and ``reference``.
         mean_bits: Target mean, for the kinds with a budget.
-        signal: Importance signal, for ``adaptive``, ``shuffled`` and ``threshold``.
+        signal: Importance signal, for ``adaptive``, ``layers``, ``shuffled`` and ``threshold``.
         levels: Allowed levels, ascending.
         thresholds: Cuts of the ``threshold`` rule, one fewer than levels, strictly increasing in (0, 1).
         path: Plan file.
@@ -65,7 +68,8 @@ class PrecisionRequest:
             return f"plan:{self.path}"
         if self.kind == "threshold":
             return "threshold"
-        tail = f":{self.signal}" if self.signal and self.kind in ("adaptive", "shuffled") else ""
+        named = self.signal and self.kind in ("adaptive", "layers", "shuffled")
+        tail = f":{self.signal}" if named and (self.kind, self.signal) != ("layers", NO_SIGNAL) else ""
         return f"{self.kind}:{self.mean_bits:g}{tail}"
 
 
@@ -164,6 +168,8 @@ def _with_mean(kind: str, rest: str, spec: str, levels: tuple[int, ...]) -> Prec
         raise PrecisionSpecError(f"{spec!r}: {kind} takes no signal. Write {kind}:{mean:g}.")
     if kind in ("adaptive", "shuffled"):
         signal = signal or DEFAULT_SIGNAL
+    if kind == "layers":
+        signal = signal or NO_SIGNAL
     return PrecisionRequest(kind, mean_bits=mean, signal=signal or None, levels=levels)  # type: ignore[arg-type]
 
 

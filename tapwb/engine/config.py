@@ -41,7 +41,7 @@ class TAPConfig:
         mean_bits: Target of the budget planner, or the level of ``UNIFORM``.
         signals: Importance signals, by name, with weights if it is a mapping; ``None`` takes ``entropy``.
         group_size: Columns per quantization group; ``None`` chooses by model width.
-        cells: ``"plain"`` rounding, at once; or cells ``"calibrated"`` on texts that come with the program, or on a text
+        cells: ``"plain"`` rounding, at once; or cells ``"calibrated"`` on texts that come with the program or on a text
             file of yours: minutes the first time, then kept in the cache, for about half the damage at few bits.
         kv_bits: Bits of sealed cache tokens: 16, 8, 4, 3 or 2; ``None`` is 16, or 8 in memory-efficient mode.
         seed: Seed of sampling and of random controls.

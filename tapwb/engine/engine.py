@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 from tapwb.core.errors import Cancelled, ExecutionError, SettingsError
 from tapwb.core.jobs import NO_PROGRESS, Progress
 from tapwb.core.precision import DEFAULT_SIGNAL, PrecisionRequest, parse_precision
+from tapwb.engine.cells import cells_for
 from tapwb.engine.config import TAPConfig, signal_of, stored_levels
 from tapwb.engine.machine import check_same_weights, end_token_ids, held_bytes, read_model, room_bytes
+from tapwb.engine.measured import ladder_for, measured_for
 from tapwb.engine.notes import notes_for
 from tapwb.engine.scored import Scored
+from tapwb.engine.steering import level_source
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tapwb.execution.decode import DecodeSettings
-    from tapwb.execution.levels import LevelSource
     from tapwb.execution.nest import NestedModel
     from tapwb.execution.sampling import Sampling
     from tapwb.execution.trace import TokenEvent, Trace
@@ -204,7 +206,9 @@ class TAPEngine:
         """
         from tapwb.plan.request import make_plan
 
-        return make_plan(self._request(precision), scored.importance, facts=scored.facts, seed=self.config.seed)
+        request = self._request(precision)
+        known = measured_for(self, request, scored, self._progress)
+        return make_plan(request, scored.importance, facts=scored.facts, seed=self.config.seed, **known)
 
     def generate(
         self,
@@ -291,7 +295,8 @@ class TAPEngine:
                 settings,
                 nested=nested,
                 prompt_bits=16 if plan is None else plan.bits.clamp(max=self.nested.levels[-1]),
-                levels=self._level_source(request, plan, scored),
+                levels=level_source(request, plan, scored, self.config.seed),
+                ladder=ladder_for(self, request, plan, report),
                 cache=self._cache(handle, kv, scored),
                 on_token=on_token,
                 progress=report,
@@ -365,6 +370,7 @@ class TAPEngine:
             loaded.handle.model,
             layout=layout_for_levels(tuple(sorted(levels))),
             group_size=self.config.group_size,
+            cells=cells_for(loaded.handle, self.config.cells, self.config.group_size, report),
             progress=report,
         )
         if self.config.offload_to_cpu:
@@ -468,25 +474,6 @@ class TAPEngine:
         plan = make_plan(request, token_ids=token_ids[0])
         self._ensure_levels({min(level, 8) for level in plan.levels} | {8}, self._progress)
         return plan
-
-    def _level_source(
-        self, request: PrecisionRequest, plan: "PrecisionPlan | None", scored: Scored | None
-    ) -> "LevelSource":
-        """What chooses the level of each decode step."""
-        from tapwb.execution.levels import FixedLevel, SteeredLevel, ThresholdLevel
-        from tapwb.importance.stream import ImportanceStream
-
-        if plan is None or request.kind == "uniform":
-            return FixedLevel(request.bits or 16)
-        # The oracle cannot decide while decoding; a saved plan says nothing about tokens that do not exist yet.
-        weights = {"entropy": 1.0} if scored is None or request.kind == "oracle" else dict(scored.weights)
-        stream = ImportanceStream(weights, None if scored is None else scored.facts, seed=self.config.seed)
-        if request.kind == "threshold":
-            return ThresholdLevel(stream, request.levels, request.thresholds or ())
-        mean = request.mean_bits if request.mean_bits is not None else plan.mean_bits
-        if len(plan.levels) == 1:
-            return FixedLevel(plan.levels[0])
-        return SteeredLevel(stream, plan.levels, mean)
 
     def _cache(self, handle: "LoadedModel", kv: str | int | None, scored: Scored | None) -> Any:
         from tapwb.execution.kv_plan import make_cache

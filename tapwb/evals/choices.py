@@ -77,6 +77,7 @@ def evaluate_choices(
     precisions: Sequence[PrecisionRequest],
     *,
     group_size: int | None = None,
+    cells: str = "plain",
     seed: int = 0,
     progress: Progress = NO_PROGRESS,
     **options: Any,
@@ -88,6 +89,7 @@ def evaluate_choices(
         items: Each with ``ctx`` (text), ``endings`` (texts) and ``label`` (index of the right ending).
         precisions: What to compare.
         group_size: Columns per quantization group.
+        cells: Plain, calibrated, or a calibration text.
         seed: Seed of random controls.
         progress: Told about every item.
         **options: Passed to the loader.
@@ -98,7 +100,9 @@ def evaluate_choices(
     checked = [_check(item, line) for line, item in enumerate(items, start=1)]
     if not checked:
         raise UsageError("no items to evaluate. Give at least one line {ctx, endings, label}.")
-    session = ComparisonSession(model_id, precisions, group_size=group_size, seed=seed, progress=progress, **options)
+    session = ComparisonSession(
+        model_id, precisions, group_size=group_size, cells=cells, seed=seed, progress=progress, **options
+    )
     progress.stage("evaluate", total=len(checked) * len(precisions), unit="item")
     rows = []
     for request in precisions:

@@ -28,6 +28,7 @@ class PerplexityRow:
 
     Attributes:
         precision: As it was asked for.
+        cells: Whose cells: ``plain``, ``calibrated`` or the calibration text.
         mean_bits: Mean level over all tokens; 16 for the weights as loaded.
         perplexity: ``exp`` of the mean negative log-likelihood.
         perplexity_ratio: To the weights as loaded, on the same predictions.
@@ -38,6 +39,7 @@ class PerplexityRow:
     """
 
     precision: str
+    cells: str
     mean_bits: float
     perplexity: float
     perplexity_ratio: float
@@ -103,6 +105,7 @@ def evaluate_perplexity(
     windows: int = 20,
     kv: str | int | None = None,
     group_size: int | None = None,
+    cells: Sequence[str] = ("plain",),
     seed: int = 0,
     progress: Progress = NO_PROGRESS,
     **options: Any,
@@ -117,6 +120,7 @@ def evaluate_perplexity(
         windows: Largest number of windows; a shorter text gives fewer.
         kv: Precision of the cache; 16 by default.
         group_size: Columns per quantization group; by default 64 for narrow models, 128 for wide ones.
+        cells: Which cells to compare; each in turn is loaded and evaluated on the same windows.
         seed: Seed of random controls and of the bootstrap.
         progress: Told about every window.
         **options: Passed to the loader.
@@ -124,8 +128,38 @@ def evaluate_perplexity(
     Raises:
         UsageError: If the text is shorter than two tokens or the window is out of range.
     """
-    session = ComparisonSession(model_id, precisions, group_size=group_size, seed=seed, progress=progress, **options)
-    pieces = cut_windows(session.engine.tokenize(text), context, windows, session.engine.anatomy.context_length)
+    if not cells:
+        raise UsageError("no cells to evaluate. Name at least one of plain, calibrated or a calibration text.")
+    rows: list[PerplexityRow] = []
+    for kind in cells:
+        session = ComparisonSession(
+            model_id, precisions, group_size=group_size, cells=kind, seed=seed, progress=progress, **options
+        )
+        pieces = cut_windows(session.engine.tokenize(text), context, windows, session.engine.anatomy.context_length)
+        base, tallies = _evaluate(session, pieces, precisions, kv, progress)
+        rows += [
+            _row(str(request), kind, tally, base, sum(ids.shape[1] - 1 for ids in pieces), seed)
+            for request, tally in zip(precisions, tallies, strict=True)
+        ]
+    handle = session.engine.loaded
+    return PerplexityTable(
+        rows=tuple(rows),
+        context=context,
+        windows=len(pieces),
+        group_size=session.engine.nested.group_size,
+        kv=str(kv or 16),
+        provenance=Provenance.collect(seed=seed, model=handle.info if handle else None, device=session.device),
+    )
+
+
+def _evaluate(
+    session: ComparisonSession,
+    pieces: Sequence[Tensor],
+    precisions: Sequence[PrecisionRequest],
+    kv: str | int | None,
+    progress: Progress,
+) -> tuple[list[float], list[_Tally]]:
+    """Loss of the weights as loaded by window, and one tally per precision."""
     base: list[float] = []
     tallies = [_Tally() for _ in precisions]
     progress.stage("evaluate", total=len(pieces) * (len(precisions) + 1), unit="pass")
@@ -141,19 +175,7 @@ def evaluate_perplexity(
             tally.agree.append(float(top1_agreement(reference[:-1], result.logits[:-1])))
             tally.mean_bits.append(result.mean_bits)
             progress.advance()
-    n_predictions = sum(ids.shape[1] - 1 for ids in pieces)
-    handle = session.engine.loaded
-    return PerplexityTable(
-        rows=tuple(
-            _row(str(request), tally, base, n_predictions, seed)
-            for request, tally in zip(precisions, tallies, strict=True)
-        ),
-        context=context,
-        windows=len(pieces),
-        group_size=session.engine.nested.group_size,
-        kv=str(kv or 16),
-        provenance=Provenance.collect(seed=seed, model=handle.info if handle else None, device=session.device),
-    )
+    return base, tallies
 
 
 def cut_windows(token_ids: Tensor, context: int, windows: int, limit: int | None) -> list[Tensor]:
@@ -188,12 +210,15 @@ def _nll(logits: Tensor, token_ids: Tensor) -> float:
     return float(nll_nats(logits[:-1], token_ids[0, 1:]).mean())
 
 
-def _row(precision: str, tally: _Tally, base: Sequence[float], n_predictions: int, seed: int) -> PerplexityRow:
+def _row(
+    precision: str, cells: str, tally: _Tally, base: Sequence[float], n_predictions: int, seed: int
+) -> PerplexityRow:
     """All windows are of one length, so means over windows are means over predictions."""
     excess = np.array(tally.nll) - np.array(base)
     interval = bootstrap_ci(excess, seed=seed)
     return PerplexityRow(
         precision=precision,
+        cells=cells,
         mean_bits=float(np.mean(tally.mean_bits)),
         perplexity=float(np.exp(np.mean(tally.nll))),
         perplexity_ratio=float(np.exp(excess.mean())),

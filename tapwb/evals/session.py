@@ -11,7 +11,7 @@ from tapwb.core.errors import PromptTooLong, UsageError
 from tapwb.core.jobs import NO_PROGRESS, Progress
 from tapwb.core.precision import PrecisionRequest
 from tapwb.engine import TAPConfig, TAPEngine, signal_of, stored_levels
-from tapwb.execution.kv_plan import make_cache
+from tapwb.execution.kv_plan import attention_of, make_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class ComparisonSession:
         model_id: Catalog name, folder, GGUF file or Hugging Face id.
         precisions: What will be compared; decides which levels the nested copy stores.
         group_size: Columns per quantization group.
+        cells: Plain, calibrated, or a calibration text (see :class:`tapwb.engine.TAPConfig`).
         seed: Seed of random controls.
         progress: Told about loading and quantizing.
         **options: Passed to the loader.
@@ -45,6 +46,7 @@ class ComparisonSession:
         precisions: Sequence[PrecisionRequest],
         *,
         group_size: int | None = None,
+        cells: str = "plain",
         seed: int = 0,
         progress: Progress = NO_PROGRESS,
         **options: Any,
@@ -52,7 +54,9 @@ class ComparisonSession:
         if not precisions:
             raise UsageError("no precision to evaluate. Name at least one, for example 16,8,4.")
         self.seed = seed
-        self.engine = TAPEngine(TAPConfig(group_size=group_size, seed=seed, precision_levels=(8,), mean_bits=8))
+        self.engine = TAPEngine(
+            TAPConfig(group_size=group_size, cells=cells, seed=seed, precision_levels=(8,), mean_bits=8)
+        )
         levels = set().union(*(stored_levels(request) for request in precisions))
         self.engine.load_model(model_id, levels=sorted(levels), progress=progress, **options)
         # fp32, so that what is compared is the weights and not the rounding of activations.
@@ -94,8 +98,9 @@ class ComparisonSession:
             scores = scored.importance.scores[0]
             if request.kind not in ("reference", "uniform"):
                 # Levels of 16 and 32 run at the highest stored one, and are counted as that.
-                levels = self.engine.plan(scored, request).bits.clamp(max=self.engine.nested.levels[-1])
-                bits, mean_bits = levels, float(levels.double().mean())
+                plan, top = self.engine.plan(scored, request), self.engine.nested.levels[-1]
+                bits = plan.bits.clamp(max=top)
+                mean_bits = plan.mean_bits if plan.levels[-1] <= top else float(bits.double().mean())
         if isinstance(bits, int):
             mean_bits = float(bits)
         with torch.inference_mode():
@@ -119,9 +124,10 @@ class ComparisonSession:
             with context.use(bits):
                 return model(token_ids, use_cache=False).logits[0].float()  # type: ignore[no-any-return]
         cache, parts = make_cache(model.config, kv, scores), []
-        for start in range(0, token_ids.shape[1], 64):
-            chunk = slice(start, start + 64)
-            with context.use(bits if isinstance(bits, int) else bits[..., chunk]):
-                out = model(token_ids[:, chunk], past_key_values=cache, use_cache=True)
-            parts.append(out.logits[0].float())
+        with attention_of(model, cache):
+            for start in range(0, token_ids.shape[1], 64):
+                chunk = slice(start, start + 64)
+                with context.use(bits if isinstance(bits, int) else bits[..., chunk]):
+                    out = model(token_ids[:, chunk], past_key_values=cache, use_cache=True)
+                parts.append(out.logits[0].float())
         return torch.cat(parts)

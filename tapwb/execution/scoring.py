@@ -1,6 +1,6 @@
 """Run the passes that importance signals need, and hand them over as plain facts."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,9 +8,12 @@ from torch import Tensor
 
 from tapwb.core.errors import EmptyPrompt, PromptTooLong
 from tapwb.core.jobs import NO_PROGRESS, Progress
+from tapwb.execution.head_file import head_path, load_head
 from tapwb.execution.nest import NestedModel
 from tapwb.importance.facts import TokenFacts
+from tapwb.importance.signal import kl_nats
 from tapwb.models.capture import capture
+from tapwb.plan.cell_damage import TokenDamage
 
 if TYPE_CHECKING:
     from tapwb.models.info import LoadedModel
@@ -54,6 +57,7 @@ def collect_facts(
 
     Raises:
         PromptTooLong: If the text exceeds the model's context.
+        UsageError: If the learned head is needed and none was trained.
     """
     limit = handle.anatomy.context_length
     if limit is not None and token_ids.shape[1] > limit:
@@ -87,8 +91,44 @@ def collect_facts(
         n_prompt_tokens=None,
         logits=captured.logits if captured else None,
         low_logits=low_logits,
+        head=load_head(head_path(handle.info.checksum_sha256)) if "head" in wanted else None,
         hidden_norms=captured.hidden_norms if captured else None,
         attention_received=captured.attention_received if captured else None,
         gradient_x_input=captured.gradient_x_input if captured else None,
         state_write=None,
     )
+
+
+def measure_token_damage(
+    nested: NestedModel,
+    token_ids: Tensor,
+    levels: Sequence[int],
+    *,
+    reference: Tensor | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> TokenDamage:
+    """True damage of every token of a text at every level: one pass per level, all tokens at it.
+
+    A token's damage holds what the low bits of the tokens before it did to its context, as it does in any plan.
+
+    Args:
+        nested: The nested weights.
+        token_ids: Shape (1, token).
+        levels: Bit-widths, ascending; those above the top stored level are read at it.
+        reference: Logits that damage is measured from, shape (token, vocabulary); of the top level by default.
+        progress: Told about each pass.
+    """
+    top = nested.levels[-1]
+    progress.stage("measure tokens", total=len(levels) + (reference is None), unit="pass")
+    with torch.inference_mode():
+        if reference is None:
+            with nested.context.use(top):
+                reference = nested.model(token_ids, use_cache=False).logits[0]
+            progress.advance()
+        rows = []
+        for level in levels:
+            with nested.context.use(min(level, top)):
+                logits = nested.model(token_ids, use_cache=False).logits[0]
+            rows.append(kl_nats(reference[None], logits[None])[0].double().cpu())
+            progress.advance()
+    return TokenDamage(tuple(levels), torch.stack(rows))

@@ -7,7 +7,7 @@ follow damage (rank correlation 0.6); the others refine it.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -52,6 +52,7 @@ class TokenImportance:
         causal: Whether every part is known before its token is processed.
         parts: Scores of each signal, same shape.
         spread: Standard deviation (nats) of log-damage that the scores explain; what the budget planner trusts.
+        spreads: The same of single signals, where it was measured on this model.
     """
 
     scores: Float[Tensor, "batch token"]
@@ -59,6 +60,7 @@ class TokenImportance:
     causal: bool
     parts: Mapping[str, Float[Tensor, "batch token"]]
     spread: float = 1.0
+    spreads: Mapping[str, float] = field(default_factory=dict)
 
     def part(self, name: str) -> "TokenImportance":
         """The importance as the one signal ``name`` sees it.
@@ -66,7 +68,8 @@ class TokenImportance:
         Raises:
             KeyError: If it is not among the parts.
         """
-        return TokenImportance(self.parts[name], name, is_causal(name), {name: self.parts[name]}, spread_of(name))
+        spread = self.spreads.get(name, spread_of(name))
+        return TokenImportance(self.parts[name], name, is_causal(name), {name: self.parts[name]}, spread)
 
 
 class TokenImportanceAnalyzer:
@@ -125,7 +128,12 @@ class TokenImportanceAnalyzer:
             UsageError: If a signal's facts were not captured.
         """
         parts = {name: self._scores(name, facts) for name in self.weights}
-        return TokenImportance(combine(parts, self.weights), self.label, self.causal, parts, self.spread)
+        # A trained head brings the spread that it explained on held-out text.
+        measured = {} if facts.head is None else {"learned": facts.head.spread}
+        spread = sum(
+            weight * measured.get(name.removeprefix(SHUFFLED), spread_of(name)) for name, weight in self.weights.items()
+        )
+        return TokenImportance(combine(parts, self.weights), self.label, self.causal, parts, spread, measured)
 
     def raw(self, facts: TokenFacts) -> dict[str, Float[Tensor, "batch token"]]:
         """Each signal's raw values, before ranking; what a chart of one signal shows."""

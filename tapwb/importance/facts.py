@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tapwb.core.errors import EmptyPrompt, UsageError
+from tapwb.importance.head import LearnedHead
 
 #: Facts with one value per token, and those with one row of the vocabulary per token.
 _PER_TOKEN = ("attention_received", "gradient_x_input", "state_write")
@@ -35,6 +36,7 @@ class TokenFacts:
         attention_received: Mean attention probability from the queries that can see the token, shape (batch, token).
         gradient_x_input: Gradient of the loss times the input embedding, summed over the width, shape (batch, token).
         state_write: How much a token writes into the recurrent state (mean over layers), shape (batch, token).
+        head: The learned head of the model, if one was trained.
         first_index: Position of the first token in the whole text; not 0 while decoding.
         seed: Seed of the ``random`` control.
     """
@@ -51,6 +53,7 @@ class TokenFacts:
     attention_received: Float[Tensor, "batch token"] | None = None
     gradient_x_input: Float[Tensor, "batch token"] | None = None
     state_write: Float[Tensor, "batch token"] | None = None
+    head: LearnedHead | None = None
     first_index: int = 0
     seed: int = 0
 

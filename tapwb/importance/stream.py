@@ -115,6 +115,7 @@ class ImportanceStream:
             token_frequency=None if prompt is None else prompt.token_frequency,
             n_prompt_tokens=0 if prompt is None else prompt.n_prompt,
             logits=torch.stack([known, known])[None],
+            head=None if prompt is None else prompt.head,
             first_index=self._index - 1,
             seed=self._seed,
         )

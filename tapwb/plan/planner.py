@@ -12,7 +12,9 @@ from torch import Tensor
 
 from tapwb.core.precision import DEFAULT_LEVELS
 from tapwb.core.registry import Registry
+from tapwb.plan.cell_damage import TokenDamage
 from tapwb.plan.floors import FloorRequest
+from tapwb.plan.layer_damage import LayerDamage
 from tapwb.plan.precision_plan import PrecisionPlan
 
 
@@ -28,6 +30,8 @@ class PlannerSettings:
         spread: Standard deviation (nats) of log-damage that the scores explain.
         floors: Tokens to protect.
         sensitivity: Damage factor of each layer group; one group if there is none.
+        layers: Measured damage and size of each layer group, which then stands for ``sensitivity``.
+        token_damage: True damage of each token, for the oracle.
         signal: Name of what scored the tokens, for the record.
         seed: Seed of the scores, for the record.
     """
@@ -39,6 +43,8 @@ class PlannerSettings:
     spread: float = 1.0
     floors: tuple[FloorRequest, ...] = ()
     sensitivity: tuple[float, ...] = (1.0,)
+    layers: LayerDamage | None = None
+    token_damage: TokenDamage | None = None
     signal: str = "none"
     seed: int | None = None
 

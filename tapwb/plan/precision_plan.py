@@ -55,6 +55,7 @@ class PrecisionPlan:
         overrides: Tokens whose bits were set by hand.
         notes: Remarks for the reader: a floor that found no room, a level that is executed differently.
         text_id: Fingerprint of the token ids the plan was made for (:func:`text_fingerprint`).
+        group_weights: Weights in each layer group, which means are weighted by; ``None``: groups of equal size.
 
     Raises:
         PlanError: If one of these promises does not hold.
@@ -72,6 +73,7 @@ class PrecisionPlan:
     overrides: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     text_id: str | None = None
+    group_weights: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", plan_levels(self.levels))
@@ -92,6 +94,9 @@ class PrecisionPlan:
         target = self.target_mean_bits
         if target is not None and not self.levels[0] <= target <= self.levels[-1]:
             raise PlanError(f"a target of {target:g} mean bits lies outside the levels {list(self.levels)}.")
+        sizes = self.group_weights
+        if sizes is not None and (len(sizes) != self.n_layer_groups or min(sizes) < 1):
+            raise PlanError(f"{len(sizes)} group weights for {self.n_layer_groups} layer groups: give one count each.")
         for name, tokens in (("floor", [t for f in self.floors for t in f.tokens]), ("override", self.overrides)):
             if any(not 0 <= token < self.n_tokens for token in tokens):
                 raise PlanError(f"{name} names token {max(tokens)}; the plan has tokens 0 to {self.n_tokens - 1}.")
@@ -113,12 +118,19 @@ class PrecisionPlan:
 
     @property
     def mean_bits(self) -> float:
-        """Mean over tokens and layer groups (groups count alike)."""
-        return float(self.bits.double().mean())
+        """Mean over tokens and layer groups; groups count by their weights, alike where those are not given."""
+        return float(self._over_groups(self.bits.double()).mean())
 
     def token_mean_bits(self, index: int) -> float:
-        """Mean over the layer groups of one token."""
-        return float(self.bits[:, index].double().mean())
+        """Mean over the layer groups of one token, weighted as in :attr:`mean_bits`."""
+        return float(self._over_groups(self.bits[:, index].double()))
+
+    def _over_groups(self, values: Tensor) -> Tensor:
+        if self.group_weights is None:
+            return values.mean(dim=0)
+        sizes = torch.tensor(self.group_weights, dtype=torch.float64, device=values.device)
+        mean: Tensor = torch.tensordot(sizes / sizes.sum(), values, dims=1)
+        return mean
 
     def histogram(self) -> dict[int, int]:
         """How many (layer group, token) cells are at each level; levels without any are listed with 0."""
@@ -142,6 +154,7 @@ class PrecisionPlan:
             "overrides": list(self.overrides),
             "notes": list(self.notes),
             "text_id": self.text_id,
+            "group_weights": None if self.group_weights is None else list(self.group_weights),
             "bits": self.bits.tolist(),
         }
 
@@ -238,6 +251,7 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
         "overrides": tuple(data.get("overrides", ())),
         "notes": tuple(str(note) for note in data.get("notes", ())),
         "text_id": data.get("text_id"),
+        "group_weights": None if data.get("group_weights") is None else tuple(map(int, data["group_weights"])),
     }
 
 

@@ -18,7 +18,9 @@ from tapwb.importance.analyzer import TokenImportance, shuffle
 from tapwb.importance.facts import TokenFacts
 from tapwb.importance.normalize import rank_in_sequence
 from tapwb.importance.signal import SHUFFLED, is_causal, signals, spread_of
+from tapwb.plan.cell_damage import TokenDamage
 from tapwb.plan.floors import DEFAULT_FLOORS, FloorRules
+from tapwb.plan.layer_damage import LayerDamage
 from tapwb.plan.planner import PlannerSettings, planners
 from tapwb.plan.precision_plan import PrecisionPlan, text_fingerprint, uniform_plan
 
@@ -30,7 +32,7 @@ def signals_for(request: PrecisionRequest) -> dict[str, float]:
     """
     if request.kind == "oracle":
         return {"oracle": 1.0}
-    if request.kind in ("adaptive", "shuffled", "threshold"):
+    if request.kind in ("adaptive", "layers", "shuffled", "threshold"):
         return {request.signal or DEFAULT_SIGNAL: 1.0}
     return {}
 
@@ -46,6 +48,8 @@ def make_plan(
     n_prompt_tokens: int | None = None,
     floors: FloorRules = DEFAULT_FLOORS,
     sensitivity: Sequence[float] = (1.0,),
+    layers: LayerDamage | None = None,
+    token_damage: TokenDamage | None = None,
     seed: int = 0,
     row: int = 0,
 ) -> PrecisionPlan:
@@ -62,6 +66,8 @@ def make_plan(
         n_prompt_tokens: Where the answer starts in the text, if it holds one and there are no facts.
         floors: Which tokens to protect (budget planner).
         sensitivity: Damage factor of each group of layers; one group by default.
+        layers: Measured damage of each group of layers; needed by ``layers``, and not used by other kinds.
+        token_damage: True damage of each token at each level, for ``oracle``; without it the oracle knows ranks only.
         seed: Seed of the random and shuffled controls.
         row: Row of the batch to plan.
 
@@ -93,12 +99,25 @@ def make_plan(
             n_prompt_tokens=n_prompt_tokens,
         ),
         sensitivity=tuple(sensitivity),
+        layers=_measured(request, layers),
+        token_damage=token_damage if request.kind == "oracle" else None,
         signal=chosen.signal,
         seed=seed if request.kind in ("random", "shuffled") else None,
     )
     planner = planners["threshold" if request.kind == "threshold" else "budget"]
     plan = planner(chosen.scores[0 if request.kind == "random" else row], settings)
     return dataclasses.replace(plan, text_id=text_id)
+
+
+def _measured(request: PrecisionRequest, layers: LayerDamage | None) -> LayerDamage | None:
+    if request.kind != "layers":
+        return None
+    if layers is None:
+        raise PlanError(
+            f"{str(request)!r} needs the measured damage of the layers, none was given. Measure it first "
+            "(layer_damage_of(engine)), or ask for adaptive:MEAN."
+        )
+    return layers
 
 
 def _length(importance: TokenImportance | None, token_ids: Tensor | None, n_tokens: int | None, row: int) -> int:

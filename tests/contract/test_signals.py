@@ -10,6 +10,7 @@ import torch
 
 from tapwb.core.errors import UsageError
 from tapwb.importance import TokenFacts, TokenImportanceAnalyzer, rank_in_sequence, signals
+from tapwb.importance.head import LearnedHead
 from tapwb.importance.signal import ORACLE_SPREAD, is_causal, needs_of, spread_of
 
 OPTIONAL = ("logits", "low_logits", "hidden_norms", "attention_received", "gradient_x_input", "state_write")
@@ -32,6 +33,7 @@ def facts_of(batch: int = 2, n_tokens: int = 13, vocab: int = 37, seed: int = 5)
         attention_received=torch.rand(batch, n_tokens, generator=g),
         gradient_x_input=torch.randn(batch, n_tokens, generator=g),
         state_write=torch.rand(batch, n_tokens, generator=g),
+        head=LearnedHead(*(torch.linspace(-1, 1, n).roll(3) for n in (vocab, vocab, 5)), spread=0.4),
     )
 
 

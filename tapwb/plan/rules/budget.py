@@ -25,6 +25,8 @@ def plan_by_budget(scores: Float[Tensor, " token"], settings: PlannerSettings) -
         spread=settings.spread,
         floors=settings.floors,
         sensitivity=settings.sensitivity,
+        layers=settings.layers,
+        token_damage=settings.token_damage,
         signal=settings.signal,
         seed=settings.seed,
     )

@@ -18,6 +18,7 @@ def command(
     model: options.Model = options.DEFAULT_MODEL,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use the first items only.")] = None,
     group_size: options.GroupSize = 64,
+    cells: options.Cells = "plain",
     seed: options.Seed = 0,
     save: options.Save = False,
     as_json: options.Json = False,
@@ -36,7 +37,9 @@ def command(
         from tapwb.evals.choices import evaluate_choices
 
         with RichProgress() as progress:
-            result = evaluate_choices(model, chosen, requests, group_size=group_size, seed=seed, progress=progress)
+            result = evaluate_choices(
+                model, chosen, requests, group_size=group_size, cells=cells, seed=seed, progress=progress
+            )
         payload: dict[str, Any] = {"model": model, "items": items, **result.to_json()}
         if save:
             payload["run_id"] = keep("eval-choices", {"model": model, "items": items, "limit": limit}, payload)

@@ -15,6 +15,7 @@ def engine_for(
     request: PrecisionRequest,
     *,
     group_size: int | None,
+    cells: str = "plain",
     seed: int,
     progress: Progress,
     lean: bool = False,
@@ -23,10 +24,15 @@ def engine_for(
     from tapwb.engine import TAPConfig, TAPEngine, stored_levels
 
     # A configuration of 8 bits alone, so that the levels of the request decide what is stored.
-    engine = TAPEngine(
-        TAPConfig(precision_levels=(8,), mean_bits=8, group_size=group_size, seed=seed, memory_efficient_mode=lean),
-        progress=progress,
+    config = TAPConfig(
+        precision_levels=(8,),
+        mean_bits=8,
+        group_size=group_size,
+        cells=cells,
+        seed=seed,
+        memory_efficient_mode=lean,
     )
+    engine = TAPEngine(config, progress=progress)
     engine.load_model(model_id, levels=sorted(stored_levels(request)), progress=progress)
     return engine
 

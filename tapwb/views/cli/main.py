@@ -15,18 +15,22 @@ from tapwb.core import settings
 from tapwb.core.errors import Cancelled, SettingsError, TapError
 from tapwb.core.threads import wait_without_spinning
 from tapwb.views.cli import (
+    bench_kv,
     choices,
     claims,
     dashboard,
     fit,
     lab,
+    layers,
     models_list,
     models_pull,
     models_show,
+    pareto,
     perplexity,
     report,
     run,
     tokens,
+    train_head,
 )
 from tapwb.views.cli.options import add_command
 from tapwb.views.cli.output import warn
@@ -53,8 +57,15 @@ _eval = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+_bench = typer.Typer(
+    help="Side by side in one run, with ratios and intervals.",
+    epilog="Example: tapwb bench kv --help",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app.add_typer(_models, name="models")
 app.add_typer(_eval, name="eval")
+app.add_typer(_bench, name="bench")
 for _parent, _name, _module in (
     (app, "app", dashboard),
     (app, "lab", lab),
@@ -65,6 +76,10 @@ for _parent, _name, _module in (
     (app, "tokens", tokens),
     (_eval, "perplexity", perplexity),
     (_eval, "choices", choices),
+    (_bench, "kv", bench_kv),
+    (app, "layers", layers),
+    (app, "pareto", pareto),
+    (app, "train-head", train_head),
     (app, "fit", fit),
     (app, "report", report),
     (app, "claims", claims),

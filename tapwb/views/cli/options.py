@@ -14,7 +14,7 @@ Model = Annotated[
 _PRECISION = typer.Option(
     "--precision",
     "-p",
-    help="16, 8, 6, 5, 4, 3, 2, 1, adaptive:MEAN[:SIGNAL], threshold, plan:FILE, random:MEAN, "
+    help="16, 8, 6, 5, 4, 3, 2, 1, adaptive:MEAN[:SIGNAL], layers:MEAN[:SIGNAL], threshold, plan:FILE, random:MEAN, "
     "shuffled:MEAN:SIGNAL or oracle:MEAN.",
 )
 Precision = Annotated[str, _PRECISION]
@@ -31,6 +31,9 @@ Thresholds = Annotated[
     str | None, typer.Option("--thresholds", help="Cuts of the threshold rule, one fewer than levels: 0.25,0.5,0.75.")
 ]
 GroupSize = Annotated[int, typer.Option("--group-size", help="Weights that share a scale.", min=8)]
+Cells = Annotated[
+    str, typer.Option("--cells", help="plain (at once), calibrated (minutes, once), or a text file to calibrate on.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0)]
 Save = Annotated[bool, typer.Option("--save", help="Keep the result as a run; `tapwb report --run ID` prints it.")]
 

@@ -21,6 +21,9 @@ def command(
     kv: options.Kv = None,
     levels: options.Levels = None,
     group_size: options.GroupSize = 64,
+    cells: Annotated[
+        str, typer.Option("--cells", help="plain, calibrated or a calibration text; several joined by commas.")
+    ] = "plain",
     seed: options.Seed = 0,
     save: options.Save = False,
     as_json: options.Json = False,
@@ -50,22 +53,25 @@ def command(
                 windows=windows,
                 kv=kv,
                 group_size=group_size,
+                cells=[kind.strip() for kind in cells.split(",") if kind.strip()],
                 seed=seed,
                 progress=progress,
             )
         payload: dict[str, Any] = {"model": model, "text_file": text_file, **result.to_json()}
         if save:
             settings = {"text_file": text_file, "context": context, "windows": windows, "group_size": group_size}
-            payload["run_id"] = keep("eval-perplexity", settings | {"model": model, "kv": kv}, payload)
+            settings |= {"model": model, "kv": kv, "cells": cells}
+            payload["run_id"] = keep("eval-perplexity", settings, payload)
         out.result(payload, perplexity_table(f"{model} on {text_file}", payload["results"]))
 
 
 def perplexity_table(title: str, results: list[dict[str, Any]]) -> Any:
     """The rows as a table for people."""
-    columns = ("precision", "mean bits", "perplexity", "ratio", "95 % interval", "KL (nats)", "same top-1")
+    columns = ("precision", "cells", "mean bits", "perplexity", "ratio", "95 % interval", "KL (nats)", "same top-1")
     cells = [
         (
             str(row["precision"]),
+            str(row["cells"]),
             number(row["mean_bits"], ".2f"),
             number(row["perplexity"], ".3f"),
             number(row["perplexity_ratio"], ".3f"),
@@ -75,7 +81,7 @@ def perplexity_table(title: str, results: list[dict[str, Any]]) -> Any:
         )
         for row in results
     ]
-    return table(title, columns, cells, right=range(1, 7))
+    return table(title, columns, cells, right=range(2, 8))
 
 
 def _interval(ci95: Any) -> str:

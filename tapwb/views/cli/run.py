@@ -29,6 +29,7 @@ def command(
     stream: Annotated[bool, typer.Option("--stream", help="Print the text as it is generated.")] = False,
     temperature: options.Temperature = 0.0,
     group_size: options.GroupSize = 64,
+    cells: options.Cells = "plain",
     seed: options.Seed = 0,
     save: options.Save = False,
     as_json: options.Json = False,
@@ -52,10 +53,9 @@ def command(
         from tapwb.views.cli.engines import engine_for, engine_provenance
         from tapwb.views.run_facts import run_facts
 
+        loading: dict[str, Any] = {"group_size": group_size, "cells": cells, "lean": starting.memory_efficient_mode}
         with RichProgress() as progress:
-            engine = engine_for(
-                model, request, group_size=group_size, seed=seed, progress=progress, lean=starting.memory_efficient_mode
-            )
+            engine = engine_for(model, request, seed=seed, progress=progress, **loading)
         show = _Stream(out) if stream else None
         # A moving bar and streamed text would write over each other on one terminal.
         with RichProgress(shown=not stream) as progress:

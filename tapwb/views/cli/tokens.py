@@ -28,6 +28,7 @@ def command(
     thresholds: options.Thresholds = None,
     model: options.Model = options.DEFAULT_MODEL,
     group_size: options.GroupSize = 64,
+    cells: options.Cells = "plain",
     seed: options.Seed = 0,
     save: options.Save = False,
     as_json: options.Json = False,
@@ -50,7 +51,7 @@ def command(
         wanted = signal_of(request)
         shown = list(dict.fromkeys(signal or [wanted or "entropy"]))
         with RichProgress() as progress:
-            engine = engine_for(model, request, group_size=group_size, seed=seed, progress=progress)
+            engine = engine_for(model, request, group_size=group_size, cells=cells, seed=seed, progress=progress)
             scored = engine.score(words, shown, progress=progress)
             # A plan may follow another signal than the ones that are shown.
             is_scored = wanted is None or wanted in shown

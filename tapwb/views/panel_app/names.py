@@ -9,6 +9,7 @@ def signal_names(_: Translate) -> dict[str, str]:
         "entropy": _("entropy of the next token"),
         "entropy_prev": _("entropy one token before"),
         "surprisal": _("surprise"),
+        "learned": _("learned from a text"),
         "attention": _("attention received"),
         "hidden_norm": _("size of the hidden state"),
         "position": _("position"),
@@ -27,6 +28,7 @@ def signal_short_names(_: Translate) -> dict[str, str]:
         "entropy": _("entropy"),
         "entropy_prev": _("entropy before"),
         "surprisal": _("surprise"),
+        "learned": _("learned"),
         "attention": _("attention"),
         "hidden_norm": _("hidden size"),
         "position": _("position"),
@@ -97,6 +99,7 @@ def unit_name(unit: str, _: Translate) -> str:
 def floor_name(reason: str, _: Translate) -> str:
     """Why a token is protected."""
     known = {
+        "first token": _("first token"),
         "first tokens": _("first tokens"),
         "special token": _("special token"),
         "first answer tokens": _("first answer tokens"),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +81,52 @@ def test_choices_counts_right_answers(tapwb, tmp_path):
     assert all(row["n"] == 3 and 0 <= row["acc"] <= 1 and 0 <= row["acc_norm"] <= 1 for row in rows)
 
 
+def test_pareto_puts_every_point_beside_its_controls(tapwb, tmp_path):
+    """`tapwb pareto` gives points with the windows behind them, gains, oracle shares; `--out` keeps them for a page."""
+    text, kept = tmp_path / "text.txt", tmp_path / "pareto.json"
+    text.write_text("".join(chr(33 + (i * i * 7 + i // 5) % 90) for i in range(400)), encoding="utf-8")
+    words = ("--model", TINY, "--text-file", str(text), "--mean-bits", "5.5", "--signals", "entropy", "--context", "60")
+    found = tapwb("pareto", *words, "--windows", "3", "--out", str(kept), "--json").json
+    assert {"random:5.5", "oracle:5.5", "adaptive:5.5:entropy", "shuffled:5.5:entropy", "layers:5.5"} <= {
+        point["precision"] for point in found["points"]
+    }
+    assert all(len(point["windows"]["kl"]) == 3 for point in found["points"])
+    assert set(found["oracle_share"]) >= {"adaptive:5.5:entropy", "random:5.5"}
+    point = next(point for point in found["points"] if point["precision"] == "adaptive:5.5:entropy")
+    assert (
+        point["adaptivity_gain_bits_ci95"][0] <= point["adaptivity_gain_bits"] <= point["adaptivity_gain_bits_ci95"][1]
+    )
+    assert found["adaptivity_gain_bits"]["adaptive:5.5:entropy"] == point["adaptivity_gain_bits"]
+    assert found["provenance"].keys() >= PROVENANCE
+    kept_points = json.loads(kept.read_text(encoding="utf-8"))["points"]
+    assert [point["windows"] for point in kept_points] == [point["windows"] for point in found["points"]]
+
+
+def test_layers_are_measured_and_planned_for_a_target(tapwb):
+    """`tapwb layers` names every group with its size, damage and bits; a ratio or bytes stand for the mean."""
+    found = tapwb("layers", "--model", TINY, "--mean-bits", "5", "--json").json
+    assert set(found["groups"][0]) == {"name", "n_weights", "damage_nats", "bits"}
+    assert found["mean_bits"] == pytest.approx(5, abs=0.05)
+    total = sum(group["n_weights"] for group in found["groups"])
+    assert sum(g["bits"] * g["n_weights"] for g in found["groups"]) / total == pytest.approx(found["mean_bits"])
+    fewer = tapwb("layers", "--model", TINY, "--bytes", str(found["bytes_per_step"] - 2000), "--json").json
+    assert fewer["mean_bits"] < found["mean_bits"]
+    kept = tapwb("layers", "--model", TINY, "--ratio", "1.02", "--json").json
+    assert kept["expected_perplexity_ratio"] <= 1.02
+
+
+def test_a_head_is_trained_and_scored_on_held_out_text(tapwb, tmp_path):
+    """`tapwb train-head` says what the head explains on windows it has not seen, and where it is kept."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(chr(33 + (i * i * 7 + i // 5) % 90) for i in range(700)), encoding="utf-8")
+    words = ("--model", TINY, "--text-file", str(text), "--context", "60", "--windows", "8", "--json")
+    found = tapwb("train-head", *words).json
+    assert found["windows_fitted"] + found["windows_scored"] == 8
+    assert -1 <= found["rank_correlation"] <= 1
+    assert Path(found["file"]).is_file()
+    assert found["provenance"].keys() >= PROVENANCE
+
+
 def test_fit_says_what_each_card_needs(tapwb):
     """`tapwb fit --params 13B --gpu NAME` gives bytes, a verdict and the longest context."""
     rows = tapwb("fit", "--params", "13B", "--context", "2048", "--gpu", "RTX 4090", "--json").json["rows"]
@@ -123,6 +170,8 @@ def test_claims_stand_beside_measurements(tapwb):
         (("tokens", "--model", TINY), 2, "--text"),
         (("tokens", "--model", TINY, "--text", "x", "--signal", "entropie"), 2, "entropy"),
         (("eval", "perplexity", "--model", TINY, "--text-file", "absent.txt"), 2, "absent.txt"),
+        (("layers", "--model", TINY, "--ratio", "0.9"), 1, "above 1"),
+        (("layers", "--model", TINY, "--ratio", "1.1", "--bytes", "9"), 2, "exclude each other"),
         (("fit",), 2, "--params"),
         (("fit", "--params", "many"), 2, "13B"),
         (("report", "--run", "20260101T000000Z-absent"), 1, "no run"),

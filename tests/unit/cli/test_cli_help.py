@@ -8,18 +8,22 @@ import pytest
 import typer
 
 from tapwb.views.cli import (
+    bench_kv,
     choices,
     claims,
     dashboard,
     fit,
     lab,
+    layers,
     models_list,
     models_pull,
     models_show,
+    pareto,
     perplexity,
     report,
     run,
     tokens,
+    train_head,
 )
 from tapwb.views.cli.main import app
 
@@ -33,6 +37,10 @@ MODULES = {
     ("tokens",): tokens,
     ("eval", "perplexity"): perplexity,
     ("eval", "choices"): choices,
+    ("bench", "kv"): bench_kv,
+    ("layers",): layers,
+    ("pareto",): pareto,
+    ("train-head",): train_head,
     ("fit",): fit,
     ("report",): report,
     ("claims",): claims,

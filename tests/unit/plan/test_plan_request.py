@@ -129,7 +129,7 @@ def test_control_tokens_are_protected_without_facts(facts):
     ids[40] = 1
     request = parse_precision("adaptive:5.5:entropy")
     plan = make_plan(request, importance, token_ids=ids, special_ids=[0, 1], n_prompt_tokens=60)
-    assert [(f.reason, f.tokens) for f in plan.floors[1:]] == [
+    assert [(f.reason, f.tokens) for f in plan.floors[2:]] == [
         ("special token", (40,)),
         ("first answer tokens", (60, 61, 62, 63)),
     ]
@@ -173,7 +173,8 @@ def test_the_explanation_mentions_floor_override_and_threshold(facts):
     """Whatever decided is what is said."""
     importance = TokenImportanceAnalyzer("entropy").analyze(facts)
     plan = make_plan(parse_precision("adaptive:5.5:entropy"), importance, facts=facts)
-    assert "protected (first tokens) by a floor of 6 bits" in explain_token(plan, importance, 0)
+    assert "protected (first token) by a floor of 8 bits" in explain_token(plan, importance, 0)
+    assert "protected (first tokens) by a floor of 6 bits" in explain_token(plan, importance, 3)
     assert "set by hand" in explain_token(override_bits(plan, 5, 8), importance, 5)
     seed_plan = make_plan(parse_precision("threshold"), importance, facts=facts)
     middle = seed_plan.bits[0].tolist().index(8)

@@ -95,11 +95,22 @@ def test_sensitive_layers_get_more_bits():
 
 
 def test_floors_are_paid_from_the_budget():
-    """First tokens get the next level above the mean however low their score, and the mean stays."""
+    """The first token gets the top level, the next three the level above the mean, and the mean stays."""
     plan = budget_plan(torch.linspace(0, 1, 100), (4, 5, 6, 8), 5.5, floors=DEFAULT_FLOORS.requests(100))
-    assert plan.bits[0, :4].tolist() == [6, 6, 6, 6]
+    assert plan.bits[0, :4].tolist() == [8, 6, 6, 6]
     assert plan.mean_bits == 5.5
-    assert [(f.reason, f.tokens, f.bits) for f in plan.floors] == [("first tokens", (0, 1, 2, 3), 6)]
+    assert [(f.reason, f.tokens, f.bits) for f in plan.floors] == [
+        ("first token", (0,), 8),
+        ("first tokens", (1, 2, 3), 6),
+    ]
+
+
+def test_the_first_token_goes_to_the_highest_level_that_is_stored():
+    """With the seed's levels that is 8 and not the reference's 16 or 32; and never below the other floors."""
+    floors = DEFAULT_FLOORS.requests(100)
+    assert int(budget_plan(torch.rand(100), (4, 8, 16, 32), 6.0, floors=floors).bits[0, 0]) == 8
+    high = budget_plan(torch.rand(100), (4, 8, 16, 32), 12.0, floors=floors)
+    assert (high.floors[0].bits, high.floors[1].bits) == (16, 16)
 
 
 def test_floors_that_find_no_room_are_noted():
@@ -114,7 +125,8 @@ def test_floor_rules_find_first_special_and_early_answer_tokens():
     """Each with its reason; none beyond the text; a token is floored once."""
     requests = DEFAULT_FLOORS.requests(10, token_ids=[9, 1, 1, 1, 1, 9, 1, 1, 1, 1], special_ids=[9], n_prompt_tokens=8)
     assert {r.reason: r.tokens for r in requests} == {
-        "first tokens": (0, 1, 2, 3),
+        "first token": (0,),
+        "first tokens": (1, 2, 3),
         "special token": (0, 5),
         "first answer tokens": (8, 9),
     }

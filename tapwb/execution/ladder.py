@@ -1,0 +1,27 @@
+"""One more bit in the mean, spent where it saves most: the bits of all layer groups behind each level of a step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerLadder:
+    """What a decode step at a level is read with when layers are planned apart.
+
+    Attributes:
+        rungs: Bits of every layer group by level, shape (layer_group, 1); their mean is the level, short of it by
+            less than one step of one group.
+        group_weights: Weights in each group, which means are weighted by.
+    """
+
+    rungs: Mapping[int, Tensor]
+    group_weights: tuple[int, ...]
+
+    def mean_bits(self, bits: Tensor) -> Tensor:
+        """Mean over the groups of levels of shape (layer_group, token), shape (token,)."""
+        sizes = torch.tensor(self.group_weights, dtype=torch.float64, device=bits.device)
+        mean: Tensor = torch.tensordot(sizes / sizes.sum(), bits.double(), dims=1)
+        return mean

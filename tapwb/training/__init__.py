@@ -1,0 +1,1 @@
+"""Small things that are trained here, from a user's own text."""
