@@ -229,7 +229,8 @@ class TAPEngine:
             prompt: The text to continue.
             max_new_tokens: Largest length of the answer.
             precision: Precision of the weights (grammar: :mod:`tapwb.core.precision`); by default the configured one.
-            kv: Precision of the cache: 16, 8, 4, 3, 2 or ``"adaptive:MEAN"``; by default the configured one.
+            kv: Precision of the cache: 16, 8, 4, 3, 2, ``"adaptive:MEAN"`` (by the prompt's scores) or
+                ``"adaptive:MEAN:received"`` (by received attention); by default the configured one.
             temperature: 0 is greedy.
             top_p: Share of the probability kept when sampling.
             seed: Seed of sampling; by default the configured one.
@@ -450,11 +451,12 @@ class TAPEngine:
         self, token_ids: "Tensor", request: PrecisionRequest, kv: str | int | None, report: Progress
     ) -> "tuple[Scored | None, PrecisionPlan | None]":
         """Score and plan a prompt, as far as the request needs it."""
+        from tapwb.execution.kv_plan import plans_by_scores
         from tapwb.plan.precision_plan import uniform_plan
 
         if request.kind != "reference":
             self._ensure_levels(stored_levels(request), report)
-        needs_scores = request.kind not in ("reference", "uniform", "plan") or str(kv or "").startswith("adaptive")
+        needs_scores = request.kind not in ("reference", "uniform", "plan") or plans_by_scores(kv)
         scored = None
         if needs_scores:
             scored = self.score(token_ids, signal_of(request), low_bits=min(stored_levels(request)), progress=report)

@@ -11,7 +11,7 @@ from tapwb.core.errors import PromptTooLong, UsageError
 from tapwb.core.jobs import NO_PROGRESS, Progress
 from tapwb.core.precision import PrecisionRequest
 from tapwb.engine import TAPConfig, TAPEngine, signal_of, stored_levels
-from tapwb.execution.kv_plan import attention_of, make_cache
+from tapwb.execution.kv_plan import attention_of, make_cache, plans_by_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class ComparisonSession:
         self._check_length(token_ids)
         scores, mean_bits = None, 16.0
         bits: int | Tensor = request.bits or 16
-        adaptive_kv = str(kv or "").startswith("adaptive")
+        adaptive_kv = plans_by_scores(kv)
         if request.kind not in ("reference", "uniform") or adaptive_kv:
             low = min(stored_levels(request)) if request.kind != "reference" else None
             scored = self.engine.score(token_ids, signal_of(request), low_bits=low, seed=self.seed)

@@ -20,6 +20,11 @@ _HELP = "Write 16, 8, 4, 3, 2, adaptive:MEAN or adaptive:MEAN:received with a me
 RECEIVED = "received"
 
 
+def plans_by_scores(kv: str | int | None) -> bool:
+    """Whether a cache precision needs the scores of the prompt: ``adaptive:MEAN`` does, received attention does not."""
+    return str(kv or "").startswith("adaptive") and not str(kv).endswith(f":{RECEIVED}")
+
+
 def make_cache(config: Any, kv: str | int, scores: Tensor | None = None) -> Cache:
     """A cache of the asked precision.
 

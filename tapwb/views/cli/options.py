@@ -25,7 +25,9 @@ MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Long
 Precisions = Annotated[
     str, typer.Option("--precision", "-p", help="Precisions, joined by commas: 16,8,5,adaptive:5.5:entropy,random:5.5.")
 ]
-Kv = Annotated[str | None, typer.Option("--kv", help="Precision of the attention cache: 16, 8, 4, 3 or 2.")]
+Kv = Annotated[
+    str | None, typer.Option("--kv", help="Cache precision: 16, 8, 4, 3, 2, adaptive:MEAN or adaptive:3.5:received.")
+]
 Levels = Annotated[str | None, typer.Option("--levels", help="Bit-widths that plans may use: 4,5,6,8.")]
 Thresholds = Annotated[
     str | None, typer.Option("--thresholds", help="Cuts of the threshold rule, one fewer than levels: 0.25,0.5,0.75.")

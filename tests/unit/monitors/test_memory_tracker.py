@@ -17,9 +17,9 @@ from tapwb.core.reading import Reading, Unavailable
 from tapwb.monitors import MemoryTracker, bytes_by_dtype, detect_leak, tensor_bytes
 
 
-def mebibyte():
-    """One resident MiB: mapped anew, for a large process reuses what it freed earlier; and written to."""
-    mapped = np.frombuffer(mmap.mmap(-1, 2**20), dtype=np.uint8)
+def mebibyte(count=1):
+    """Resident MiB: mapped anew, for a large process reuses what it freed earlier; and written to."""
+    mapped = np.frombuffer(mmap.mmap(-1, count * 2**20), dtype=np.uint8)
     mapped[:] = 1
     return mapped
 
@@ -41,10 +41,10 @@ def test_a_missing_card_is_a_reason():
 
 
 def test_the_high_water_mark_sees_a_block_that_is_gone_at_the_end():
-    """60 MB held for a moment and released still show."""
+    """60 MiB held for a moment and released still show."""
     held = threading.Event()
     with MemoryTracker(interval_s=0.002) as tracker:
-        block = np.ones(60_000_000, dtype=np.uint8)
+        block = mebibyte(60)
         held.wait(0.1)
         del block
     assert tracker.growth().value > 50e6
