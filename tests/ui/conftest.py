@@ -13,9 +13,6 @@ import pytest
 
 TINY = "tiny-random-llama"
 LOCAL = {"localhost", "127.0.0.1"}
-#: Panel 1.9's table resizes itself once more after a redraw has thrown its parts away, and stumbles over their absence.
-#: Nothing is lost on the page, and nothing of ours runs there.
-UPSTREAM = ("Cannot read properties of undefined (reading 'rowManager')",)
 
 
 @dataclass
@@ -90,7 +87,7 @@ def open_page(chromium: Any) -> Iterator[Callable[[str], Watched]]:
         watched = Watched(context.new_page())
         opened.append(watched)
         watched.page.on("request", lambda request: _note(watched, request.url))
-        watched.page.on("pageerror", lambda error: _note_error(watched, str(error)))
+        watched.page.on("pageerror", lambda error: watched.errors.append(error.stack or str(error)))
         watched.page.on("dialog", lambda dialog: (watched.errors.append(dialog.message), dialog.dismiss()))
         watched.page.goto(url)
         watched.page.get_by_role(ready).first.wait_for(timeout=60_000)
@@ -120,11 +117,6 @@ def wait_until(is_true: Callable[[], Any], timeout_s: float = 30) -> None:
 def wait_until_fixture() -> Callable[..., None]:
     """Wait for a Python condition."""
     return wait_until
-
-
-def _note_error(watched: Watched, error: str) -> None:
-    if error not in UPSTREAM:
-        watched.errors.append(error)
 
 
 def _note(watched: Watched, url: str) -> None:

@@ -71,6 +71,7 @@ def test_the_budget_changes_the_plan(dashboard: Any, open_page: Any, wait_until:
     page = open_page(f"{dashboard.url}?page=tokens").page
     shell = newest(dashboard, wait_until)
     before = list(shell.pages["tokens"].strip.bits)
+    page.locator(".tabulator-row").first.wait_for()
     page.get_by_role("slider").first.focus()
     page.keyboard.press("End")
     wait_until(lambda: shell.workbench.mean_bits == 8)

@@ -82,8 +82,8 @@ class TokensPage:
         """Draw the present scores and plan."""
         workbench = self._scope.workbench
         scored, plan = workbench.scored, workbench.plan
-        self.empty.visible, self.details.visible = scored is None, scored is not None
         if scored is None or workbench.card is None:
+            self.empty.visible, self.details.visible = scored is None, scored is not None
             return
         signal = self._signal()
         fresh = not self._drawn or self._drawn[0] is not scored
@@ -96,6 +96,8 @@ class TokensPage:
         self._bits(plan)
         self._drawn = (scored, id(plan), signal)
         self._explain()
+        # Shown last: a table whose rows change while the browser is still building it stumbles in its own script.
+        self.empty.visible, self.details.visible = False, True
 
     def _signal(self) -> str:
         """The signal whose scores are shown: the one that decides, where one does."""
@@ -124,7 +126,9 @@ class TokensPage:
 
     def _top(self) -> None:
         scores = self.strip.scores
-        self.top.value = self._top_frame(sorted(range(len(scores)), key=lambda token: -scores[token])[:_TOP])
+        frame = self._top_frame(sorted(range(len(scores)), key=lambda token: -scores[token])[:_TOP])
+        if not frame.equals(self.top.value):
+            self.top.value = frame
 
     def _top_frame(self, order: list[int]) -> pd.DataFrame:
         _, strip = self._scope.translate, self.strip
