@@ -4,6 +4,7 @@ Whoever chooses a kernel asks here once and keeps the answer (and the reason) be
 imports Triton or starts a device context beyond what torch already has.
 """
 
+import functools
 import importlib.util
 import os
 import platform
@@ -46,6 +47,20 @@ def capability_of(device: torch.device | str) -> Capability:
     reason = _why_not_triton(kind, compute)
     features = _cpu_features() if kind == "cpu" else ()
     return Capability(kind, name, compute, features, has_triton=not reason, why_not_triton=reason)
+
+
+def why_not_triton(device: torch.device | str) -> str:
+    """Why Triton kernels do not run on a device; empty if they do. Remembered, because every product asks.
+
+    Args:
+        device: Torch device.
+    """
+    return _remembered(str(device), os.environ.get("TRITON_INTERPRET"))
+
+
+@functools.lru_cache(maxsize=64)
+def _remembered(device: str, interpreter: str | None) -> str:
+    return capability_of(device).why_not_triton
 
 
 def _why_not_triton(kind: str, compute: tuple[int, int] | None) -> str:

@@ -20,3 +20,9 @@ def poisoned_empty(monkeypatch):
     monkeypatch.setattr(torch, "empty", poison(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
     monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
+
+
+@pytest.fixture(scope="session")
+def native_folder(tmp_path_factory):
+    """Where native libraries are built, once for all tests of a run."""
+    return tmp_path_factory.mktemp("native")

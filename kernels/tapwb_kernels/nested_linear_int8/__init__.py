@@ -1,0 +1,1 @@
+"""Integer activations times the integer codes of a nested weight: ``reference`` specifies, ``grouped`` is faster."""
