@@ -16,10 +16,10 @@ MODEL    ?= smollm2-135m
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help app test check lab report bench browser format clean
+.PHONY: help app test check lab report bench bench-gpu browser format clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 app: $(VENV)/.installed-app ## The dashboard with the embedded model loaded: http://localhost:5006
 	@$(BIN)/tapwb app $(ARGS)
@@ -39,9 +39,12 @@ lab: $(VENV)/.installed-notebooks ## JupyterLab on the notebooks
 report: $(VENV)/.installed-notebooks ## An offline HTML report of NOTEBOOK (00_first_look)
 	@$(BIN)/tapwb report $(NOTEBOOK) --to html --out reports $(ARGS)
 
-bench: $(VENV)/.installed-notebooks build/pydoc_topics.txt ## Quality at every width, and one timed generation
-	@$(BIN)/tapwb eval perplexity --model $(MODEL) --text-file build/pydoc_topics.txt --windows 8 --precision 16,8,6,5,4 $(ARGS)
-	@$(BIN)/tapwb run --model $(MODEL) --prompt "The capital of France is" --max-new-tokens 64 --precision adaptive:5.5
+bench: $(VENV)/.installed-notebooks build/pydoc_topics.txt ## Speed, memory and quality beside other programs, written to build/
+	@$(BIN)/tapwb bench decode --model $(MODEL) --peers all --text-file build/pydoc_topics.txt --out build/decode.jsonl $(ARGS)
+
+# Nothing is installed: an image with torch, triton and transformers is enough, with a network or without.
+bench-gpu: ## Correctness, speed, memory and energy on this machine's CUDA card, under ten minutes
+	@$(or $(PYTHON),$(wildcard $(BIN)/python),python3) kernels/bench/gpu_suite.py $(ARGS)
 
 browser: $(VENV)/.installed-dev ## A Chromium for PDF reports and browser tests, where none is found
 	@if $(BIN)/python -m tapwb.views.report.browser; then exit 0; fi; \

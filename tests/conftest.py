@@ -21,6 +21,15 @@ hypothesis.settings.load_profile("repeatable")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `minutes` run when they are asked for (`-m minutes`); otherwise they say that they did not."""
+    if "minutes" in (config.getoption("-m") or ""):
+        return
+    for item in items:
+        if item.get_closest_marker("minutes"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: ask for it with -m minutes"))
+
+
 @pytest.fixture(scope="session")
 def evaldata() -> Path:
     """Folder with the public evaluation texts; the test is skipped where it is absent."""

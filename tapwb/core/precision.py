@@ -5,22 +5,28 @@ text                         meaning
 ===========================  =================================================================================
 ``16``                       the reference: weights as they were loaded
 ``8``, ``6`` ... ``1``       every token at this many bits
+``best:MEAN``                whatever was measured to be best among what is at hand for the model, at this mean
 ``adaptive:MEAN[:SIGNAL]``   budget planner: bits by importance, at this mean
 ``layers:MEAN[:SIGNAL]``     budget planner over layers (as measured) and, with a signal, tokens together
+``router:MEAN[:FILE]``       a gate in every layer decides by what it is fed (``tapwb train-router``), at this mean
 ``threshold``                the seed's rule: levels cut at fixed scores (``--levels``, ``--thresholds``)
 ``plan:FILE``                a saved plan
 ``random:MEAN``              control: the same planner on a random score
 ``shuffled:MEAN:SIGNAL``     control: the signal's own scores, on the wrong tokens
+``shuffled:MEAN:router``     control: the router's own decisions in each layer, on the wrong tokens
 ``oracle:MEAN``              control: the true damage of each token
 ===========================  =================================================================================
 """
 
+import difflib
 from dataclasses import dataclass
 from typing import Literal
 
 from tapwb.core.errors import PrecisionSpecError
 
-Kind = Literal["reference", "uniform", "adaptive", "layers", "threshold", "plan", "random", "shuffled", "oracle"]
+Kind = Literal[
+    "reference", "uniform", "best", "adaptive", "layers", "router", "threshold", "plan", "random", "shuffled", "oracle"
+]
 
 #: Levels of the adaptive planner: neighbours, because damage is convex in bits.
 DEFAULT_LEVELS = (4, 5, 6, 8)
@@ -30,12 +36,17 @@ SEED_THRESHOLDS = (0.25, 0.5, 0.75)
 DEFAULT_SIGNAL = "entropy"
 
 _UNIFORM = (1, 2, 3, 4, 5, 6, 8)
-_WITH_MEAN: tuple[Kind, ...] = ("adaptive", "layers", "random", "shuffled", "oracle")
+_WITH_MEAN: tuple[Kind, ...] = ("best", "adaptive", "layers", "router", "random", "shuffled", "oracle")
+#: Levels of ``best:MEAN``: layers that hardly suffer are read at three bits.
+BEST_LEVELS = (3, 4, 5, 6, 8)
+#: What stands for a signal where the router's decisions are shuffled.
+ROUTER = "router"
 #: The signal of ``layers:MEAN`` without one: all tokens alike, so that only layers differ.
 NO_SIGNAL = "uniform"
 _HELP = (
-    "Write 16 (reference), 8, 6, 5, 4, 3, 2, 1, adaptive:MEAN[:SIGNAL], layers:MEAN[:SIGNAL], threshold, plan:FILE, "
-    "random:MEAN, shuffled:MEAN:SIGNAL or oracle:MEAN; for example adaptive:5.5:entropy."
+    "Write 16 (reference), 8, 6, 5, 4, 3, 2, 1, best:MEAN, adaptive:MEAN[:SIGNAL], layers:MEAN[:SIGNAL], "
+    "router:MEAN[:FILE], threshold, plan:FILE, random:MEAN, shuffled:MEAN:SIGNAL, shuffled:MEAN:router or oracle:MEAN; "
+    "for example adaptive:5.5:entropy."
 )
 
 
@@ -47,10 +58,11 @@ class PrecisionRequest:
         kind: Which rule.
         bits: Bits of every token, for ``uniform`` and ``reference``.
         mean_bits: Target mean, for the kinds with a budget.
-        signal: Importance signal, for ``adaptive``, ``layers``, ``shuffled`` and ``threshold``.
+        signal: Importance signal, for ``adaptive``, ``layers``, ``shuffled`` and ``threshold``; ``"router"`` for a
+            shuffled router.
         levels: Allowed levels, ascending.
         thresholds: Cuts of the ``threshold`` rule, one fewer than levels, strictly increasing in (0, 1).
-        path: Plan file.
+        path: Plan file, or router file where it is not the one kept for the model.
     """
 
     kind: Kind
@@ -61,6 +73,11 @@ class PrecisionRequest:
     thresholds: tuple[float, ...] | None = None
     path: str | None = None
 
+    @property
+    def is_routed(self) -> bool:
+        """Whether gates decide inside the pass, so that there is nothing to score or plan before it."""
+        return self.kind == "router" or (self.kind == "shuffled" and self.signal == ROUTER)
+
     def __str__(self) -> str:
         if self.kind in ("reference", "uniform"):
             return str(self.bits)
@@ -70,6 +87,7 @@ class PrecisionRequest:
             return "threshold"
         named = self.signal and self.kind in ("adaptive", "layers", "shuffled")
         tail = f":{self.signal}" if named and (self.kind, self.signal) != ("layers", NO_SIGNAL) else ""
+        tail += f":{self.path}" if self.path else ""
         return f"{self.kind}:{self.mean_bits:g}{tail}"
 
 
@@ -105,8 +123,10 @@ def parse_precision(
         cuts = check_thresholds(default if thresholds is None else thresholds, chosen)
         return PrecisionRequest("threshold", levels=chosen, thresholds=cuts, signal=rest or None)
     if kind in _WITH_MEAN:
-        return _with_mean(kind, rest, spec, check_levels(levels or DEFAULT_LEVELS))
-    raise PrecisionSpecError(f"{spec!r} is not a precision. {_HELP}")
+        return _with_mean(kind, rest, spec, check_levels(levels or (BEST_LEVELS if kind == "best" else DEFAULT_LEVELS)))
+    near = difflib.get_close_matches(kind, (*_WITH_MEAN, "threshold", "plan"), n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    raise PrecisionSpecError(f"{spec!r} is not a precision. {hint}{_HELP}")
 
 
 def parse_precisions(texts: str, *, levels: tuple[int, ...] | None = None) -> list[PrecisionRequest]:
@@ -164,13 +184,18 @@ def _with_mean(kind: str, rest: str, spec: str, levels: tuple[int, ...]) -> Prec
             f"a mean of {mean:g} bits lies outside the levels {list(levels)}. "
             f"Choose a mean between {levels[0]} and {levels[-1]}, or other levels."
         )
-    if signal and kind in ("random", "oracle"):
+    path = None
+    if kind == "router":
+        signal, path = "", signal or None
+    elif kind == "shuffled" and signal.partition(":")[0] == ROUTER:
+        signal, path = ROUTER, signal.partition(":")[2] or None
+    if signal and kind in ("best", "random", "oracle"):
         raise PrecisionSpecError(f"{spec!r}: {kind} takes no signal. Write {kind}:{mean:g}.")
     if kind in ("adaptive", "shuffled"):
         signal = signal or DEFAULT_SIGNAL
     if kind == "layers":
         signal = signal or NO_SIGNAL
-    return PrecisionRequest(kind, mean_bits=mean, signal=signal or None, levels=levels)  # type: ignore[arg-type]
+    return PrecisionRequest(kind, mean_bits=mean, signal=signal or None, levels=levels, path=path)  # type: ignore[arg-type]
 
 
 def _even_thresholds(n_levels: int) -> tuple[float, ...]:

@@ -4,7 +4,6 @@
 the model id) changed. It connects the stages and computes nothing itself; every stage is also public on its own.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,14 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from tapwb.core.errors import Cancelled, ExecutionError, SettingsError
 from tapwb.core.jobs import NO_PROGRESS, Progress
-from tapwb.core.precision import DEFAULT_SIGNAL, PrecisionRequest, parse_precision
+from tapwb.core.precision import DEFAULT_SIGNAL, PrecisionRequest
+from tapwb.engine.activations import activations_in
+from tapwb.engine.best import settle
+from tapwb.engine.by_hand import check_groups, prompt_plan, request_of
 from tapwb.engine.cells import cells_for
 from tapwb.engine.config import TAPConfig, signal_of, stored_levels
 from tapwb.engine.machine import check_same_weights, end_token_ids, held_bytes, read_model, room_bytes
-from tapwb.engine.measured import ladder_for, measured_for
+from tapwb.engine.measured import measured_for, run_ladder
 from tapwb.engine.notes import notes_for
+from tapwb.engine.pace import TIMED_TOKENS, time_reference
+from tapwb.engine.plain_writer import plain_writer
 from tapwb.engine.scored import Scored
-from tapwb.engine.steering import level_source
+from tapwb.engine.speculation import speculating
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,14 +32,13 @@ if TYPE_CHECKING:
     from tapwb.execution.decode import DecodeSettings
     from tapwb.execution.nest import NestedModel
     from tapwb.execution.sampling import Sampling
+    from tapwb.execution.speculative.run import OnRound
     from tapwb.execution.trace import TokenEvent, Trace
     from tapwb.metrics.run_metrics import ReferencePace
     from tapwb.models.anatomy import ModelAnatomy
     from tapwb.models.info import LoadedModel
+    from tapwb.plan.overrides import EditedPlan
     from tapwb.plan.precision_plan import PrecisionPlan
-
-#: Tokens of the short 16-bit run that savings are compared with when no full one was made.
-_TIMED_TOKENS = 9
 
 
 @dataclass(slots=True)
@@ -215,12 +218,14 @@ class TAPEngine:
         prompt: str,
         max_new_tokens: int = 200,
         *,
-        precision: PrecisionRequest | str | None = None,
+        precision: "PrecisionRequest | EditedPlan | str | None" = None,
         kv: str | int | None = None,
+        speculate: str = "off",
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
         on_token: "Callable[[TokenEvent], None] | None" = None,
+        on_round: "OnRound | None" = None,
         progress: Progress | None = None,
     ) -> tuple[str, dict[str, Any]]:
         """Generate an answer and say what it took.
@@ -228,33 +233,39 @@ class TAPEngine:
         Args:
             prompt: The text to continue.
             max_new_tokens: Largest length of the answer.
-            precision: Precision of the weights (grammar: :mod:`tapwb.core.precision`); by default the configured one.
+            precision: Precision of the weights (grammar: :mod:`tapwb.core.precision`), or a plan of the prompt that was
+                edited by hand; by default the configured one.
             kv: Precision of the cache: 16, 8, 4, 3, 2, ``"adaptive:MEAN"`` (by the prompt's scores) or
                 ``"adaptive:MEAN:received"`` (by received attention); by default the configured one.
+            speculate: Who guesses tokens for one pass to verify (grammar: :mod:`tapwb.core.speculation_spec`).
             temperature: 0 is greedy.
             top_p: Share of the probability kept when sampling.
             seed: Seed of sampling; by default the configured one.
             on_token: Told about each token as soon as it is known.
+            on_round: Told about each round of guesses, with the record so far.
             progress: Where to report.
 
         Returns:
             The answer, and metrics: ``precision``, ``memory``, ``speed``, ``energy``, ``speculation``,
-            ``finish_reason``, ``kernel``, ``notes``. Values that could not be measured are
+            ``finish_reason``, ``kernel``, ``activations``, ``notes``. Values that could not be measured are
             :class:`~tapwb.core.reading.Unavailable`.
 
         Raises:
             EmptyPrompt: If the prompt holds no token.
             PromptTooLong: If prompt and answer exceed the context.
+            UsageError: If speculation does not go with the rest.
         """
         text, _, metrics = self.trace(
             prompt,
             max_new_tokens,
             precision=precision,
             kv=kv,
+            speculate=speculate,
             temperature=temperature,
             top_p=top_p,
             seed=seed,
             on_token=on_token,
+            on_round=on_round,
             progress=progress,
         )
         return text, metrics
@@ -264,16 +275,18 @@ class TAPEngine:
         prompt: str,
         max_new_tokens: int = 200,
         *,
-        precision: PrecisionRequest | str | None = None,
+        precision: "PrecisionRequest | EditedPlan | str | None" = None,
         kv: str | int | None = None,
+        speculate: str = "off",
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
         on_token: "Callable[[TokenEvent], None] | None" = None,
+        on_round: "OnRound | None" = None,
         progress: Progress | None = None,
     ) -> "tuple[str, Trace, dict[str, Any]]":
         """As :meth:`generate`, with the trace between text and metrics."""
-        from tapwb.execution.decode import check_prompt, decode
+        from tapwb.execution.decode import check_prompt
         from tapwb.execution.sampling import Sampling
         from tapwb.metrics.run_metrics import run_metrics, work_of
         from tapwb.monitors.energy import EnergyMonitor
@@ -282,30 +295,29 @@ class TAPEngine:
         request = self._request(precision)
         sampling = Sampling(temperature, top_p, seed=self.config.seed if seed is None else seed)
         token_ids = self.tokenize(prompt)
-        settings = self._decode_settings(max_new_tokens, sampling)
+        settings = self.decode_settings(max_new_tokens, sampling)
         check_prompt(token_ids.shape[1], settings)
-        scored, plan = self._plan_prompt(token_ids, request, kv, report)
+        edited = None if precision is None or isinstance(precision, str | PrecisionRequest) else precision
+        guesses = speculating(self, speculate, request, kv, settings, token_ids, edited=edited, progress=report)
+        self._ensure_levels(guesses.levels, report)
+        scored, plan = self._plan_prompt(token_ids, request, kv, report, edited)
         loaded = self._need()
         anatomy, nested = loaded.handle.anatomy, None if plan is None else self.nested
         handle = self.reference(report) if plan is None else loaded.handle
-        with EnergyMonitor(device=handle.device) as monitor:
-            text, trace = decode(
-                handle.model,
-                handle.tokenizer,
+        ladder, cache = run_ladder(self, request, plan, edited, report), self._cache(handle, kv, scored)
+        with EnergyMonitor(device=handle.device) as monitor, activations_in(nested, self.config) as fed:
+            plain = plain_writer(self, handle, request, plan, scored, self.config.seed, ladder=ladder, cache=cache)
+            text, trace = (guesses.writer(handle, on_round) or plain)(
                 token_ids,
                 settings,
                 nested=nested,
-                prompt_bits=16 if plan is None else plan.bits.clamp(max=self.nested.levels[-1]),
-                levels=level_source(request, plan, scored, self.config.seed),
-                ladder=ladder_for(self, request, plan, report),
-                cache=self._cache(handle, kv, scored),
                 on_token=on_token,
                 progress=report,
-                notes=notes_for(request, scored.importance if scored else None),
+                notes=notes_for(request, scored.importance if scored else None, fed.request),
             )
             work = work_of(trace, anatomy)
             monitor.add_work(bytes_moved=work.bytes_moved, operations=work.operations)
-        self._keep_pace(trace, plan is None, token_ids, report)
+        self._keep_pace(trace, plan is None and not guesses.is_on, token_ids, report)
         metrics = run_metrics(
             trace,
             anatomy=anatomy,
@@ -315,9 +327,7 @@ class TAPEngine:
             scoring_s=scored.elapsed_s if scored else 0.0,
             device=handle.device,
             request=str(request),
-        )
-        if self.config.memory_efficient_mode:
-            loaded.reference = None
+        ) | {"activations": fed.to_json(), **guesses.metrics()}
         return text, trace, metrics
 
     def reference(self, progress: Progress | None = None, *, dtype: str | None = None) -> "LoadedModel":
@@ -359,6 +369,7 @@ class TAPEngine:
 
     def _nest(self, loaded: _Loaded, levels: set[int], report: Progress) -> None:
         from tapwb.core.settings import cache_dir
+        from tapwb.execution import hf_quantizer  # noqa: F401 - what is saved from here on can be loaded again
         from tapwb.execution.nest import nest_model
         from tapwb.execution.offload import folder_for, spread_over_devices
         from tapwb.quant.nested import layout_for_levels
@@ -372,6 +383,7 @@ class TAPEngine:
             layout=layout_for_levels(tuple(sorted(levels))),
             group_size=self.config.group_size,
             cells=cells_for(loaded.handle, self.config.cells, self.config.group_size, report),
+            dtype=loaded.handle.dtype,
             progress=report,
         )
         if self.config.offload_to_cpu:
@@ -393,12 +405,15 @@ class TAPEngine:
         self._nest(again, wanted, report)
         self._loaded = again
 
-    def _request(self, precision: PrecisionRequest | str | None) -> PrecisionRequest:
-        if precision is None:
-            return self.config.request()
-        return parse_precision(precision) if isinstance(precision, str) else precision
+    def _request(self, precision: "PrecisionRequest | EditedPlan | str | None") -> PrecisionRequest:
+        return settle(self, self.config.request() if precision is None else request_of(precision))
 
-    def _decode_settings(self, max_new_tokens: int, sampling: "Sampling") -> "DecodeSettings":
+    def decode_settings(self, max_new_tokens: int, sampling: "Sampling") -> "DecodeSettings":
+        """What to generate with the loaded model, its end tokens and context included.
+
+        Raises:
+            SettingsError: If no token is asked for.
+        """
         from tapwb.execution.decode import DecodeSettings
 
         if max_new_tokens < 1:
@@ -422,33 +437,25 @@ class TAPEngine:
         elif loaded.pace is None and self.config.time_reference and trace.finish_reason != "cancelled":
             with suppress(Cancelled):  # the answer is there; only the comparison is given up
                 loaded.pace = self._time_reference(token_ids, report)
+        if self.config.memory_efficient_mode:
+            loaded.reference = None
 
     def _time_reference(self, token_ids: "Tensor", report: Progress) -> "ReferencePace | None":
         """Time a few steps of the 16-bit weights on the same prompt: what savings are compared with."""
-        from tapwb.execution.decode import decode
-        from tapwb.execution.levels import FixedLevel
         from tapwb.execution.sampling import Sampling
-        from tapwb.metrics.run_metrics import ReferencePace
 
         room = (self.anatomy.context_length or 1 << 30) - token_ids.shape[1]
         handle = self.reference(report)
-        settings = self._decode_settings(max(1, min(_TIMED_TOKENS, room)), Sampling())
-        settings = dataclasses.replace(settings, eos_ids=frozenset())
-        _, trace = decode(
-            handle.model,
-            handle.tokenizer,
-            token_ids,
-            settings,
-            nested=None,
-            prompt_bits=16,
-            levels=FixedLevel(16),
-            cache=self._cache(handle, 16, None),
-            progress=report,
-        )
-        return ReferencePace.of(trace)
+        settings = self.decode_settings(max(1, min(TIMED_TOKENS, room)), Sampling())
+        return time_reference(handle, token_ids, settings, self._cache(handle, 16, None), report)
 
     def _plan_prompt(
-        self, token_ids: "Tensor", request: PrecisionRequest, kv: str | int | None, report: Progress
+        self,
+        token_ids: "Tensor",
+        request: PrecisionRequest,
+        kv: str | int | None,
+        report: Progress,
+        edited: "EditedPlan | None" = None,
     ) -> "tuple[Scored | None, PrecisionPlan | None]":
         """Score and plan a prompt, as far as the request needs it."""
         from tapwb.execution.kv_plan import plans_by_scores
@@ -456,25 +463,27 @@ class TAPEngine:
 
         if request.kind != "reference":
             self._ensure_levels(stored_levels(request), report)
-        needs_scores = request.kind not in ("reference", "uniform", "plan") or plans_by_scores(kv)
-        scored = None
-        if needs_scores:
+        scored, unscored = None, request.is_routed or request.kind in ("reference", "uniform", "plan")
+        if not unscored or plans_by_scores(kv):
             scored = self.score(token_ids, signal_of(request), low_bits=min(stored_levels(request)), progress=report)
         if request.kind == "reference":
             return scored, None
-        if request.kind == "plan":
-            return scored, self._saved_plan(request, token_ids)
-        if request.kind == "uniform":
+        if request.kind == "plan" or edited is not None:
+            return scored, self._saved_plan(request, token_ids, edited)
+        if request.kind == "uniform" or request.is_routed:  # gates overrule the plan inside the passes
             return scored, uniform_plan(token_ids.shape[1], request.bits or 8)
         if scored is None:  # every remaining kind scored above
             raise ExecutionError(f"precision {request} needs scores. Use a kind that the grammar lists.")
         return scored, self.plan(scored, request)
 
-    def _saved_plan(self, request: PrecisionRequest, token_ids: "Tensor") -> "PrecisionPlan":
+    def _saved_plan(
+        self, request: PrecisionRequest, token_ids: "Tensor", edited: "EditedPlan | None"
+    ) -> "PrecisionPlan":
         from tapwb.plan.request import make_plan
 
-        plan = make_plan(request, token_ids=token_ids[0])
+        plan = make_plan(request, token_ids=token_ids[0]) if edited is None else prompt_plan(edited, token_ids)
         self._ensure_levels({min(level, 8) for level in plan.levels} | {8}, self._progress)
+        check_groups(self.nested, plan, self.anatomy.n_layers)
         return plan
 
     def _cache(self, handle: "LoadedModel", kv: str | int | None, scored: Scored | None) -> Any:

@@ -8,6 +8,7 @@ The result is kept in the cache by what it depends on: the cells of the nested w
 measured anew), the planes, the group size, the text and the levels.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from tapwb.core import settings
 from tapwb.core.errors import PlanFileError, UsageError
 from tapwb.core.jobs import NO_PROGRESS, Progress
 from tapwb.execution.layer_groups import LayerGroup, assign_layer_groups
+from tapwb.execution.level_correction import LevelCorrection
 from tapwb.execution.nest import NestedModel
 from tapwb.execution.packed import PackedWeight
 from tapwb.importance.signal import kl_nats
@@ -92,19 +94,32 @@ def layer_damage_of(
     missing = sorted(level for level in set(levels) - set(nested.levels) if level <= 2)  # from 3 up, all can be read
     if missing:
         raise UsageError(f"levels {missing} are not stored, only {list(nested.levels)}. Load the model with them.")
-    content = calibration_text()[_SKIPPED_CHARACTERS:] if text is None else text
-    # No more of a long text is tokenized than a generous 12 characters a token.
-    token_ids = engine.tokenize(content[: 12 * n_tokens])[:, :n_tokens]
+    token_ids = _calibration_ids(engine, text, n_tokens)
     if token_ids.shape[1] < 2:
         raise UsageError("the calibration text has fewer than 2 tokens. Give at least a paragraph.")
     file = _cache_file(engine, nested, token_ids, levels)
-    if (known := _read(file)) is not None:
+    known = _read(file) or _shipped(engine, token_ids, levels)
+    if known is not None and set(nested.levels) <= set(known.uniform_nats):
         assign_layer_groups(nested)
         return known
     reference = engine.reference(progress, dtype="float32")
-    measured = measure_layer_damage(nested, reference.model, token_ids, levels=levels, progress=progress)
-    _write(file, measured)
-    return measured
+    if known is None:
+        known = measure_layer_damage(nested, reference.model, token_ids, levels=levels, progress=progress)
+    else:
+        known = _with_uniform_levels(known, nested, reference.model, token_ids, progress)
+    _write(file, known)
+    return known
+
+
+def known_layer_damage(engine: Subject) -> LayerDamage | None:
+    """The damage that plans of the engine's layers are made with, if it costs no pass: it was measured, or came along.
+
+    Args:
+        engine: With a model loaded.
+    """
+    token_ids = _calibration_ids(engine, None, CALIBRATION_TOKENS)
+    file = _cache_file(engine, engine.nested, token_ids, MEASURED_LEVELS)
+    return _read(file) or _shipped(engine, token_ids, MEASURED_LEVELS)
 
 
 def measure_layer_damage(
@@ -164,15 +179,52 @@ def measure_layer_damage(
     )
 
 
+def _with_uniform_levels(
+    known: LayerDamage, nested: NestedModel, reference: Any, token_ids: Tensor, progress: Progress
+) -> LayerDamage:
+    """The same record with the uniform levels that are stored now and were not when it was measured.
+
+    Without them the damage of a group at such a level would follow an assumed curve, where 3 bits look too cheap.
+    """
+    assign_layer_groups(nested)
+    missing = [level for level in nested.levels if level not in known.uniform_nats]
+    progress.stage("measure levels", total=len(missing) + 1, unit="pass")
+    added = {}
+    with torch.inference_mode():
+        target = reference(token_ids, use_cache=False).logits
+        progress.advance()
+        for level in missing:
+            with nested.context.use(level):
+                added[level] = _divergence(nested, token_ids, target)
+            progress.advance()
+    return dataclasses.replace(known, uniform_nats=dict(known.uniform_nats) | added)
+
+
 def cells_fingerprint(nested: NestedModel) -> str:
-    """Short fingerprint of the nested weights, whatever planes they are cut into: some rows of every matrix."""
+    """Short fingerprint of the nested weights, whatever planes they are cut into and whatever levels are stored.
+
+    Plain cells follow from the weights, so where they start tells them apart, on every machine alike. Of calibrated
+    cells it takes the codes, and the correction of the measured level: two calibrations may choose the same codes and
+    differ in what they put back. Some rows of every matrix are enough.
+    """
     digest = hashlib.sha256()
+    corrections = [module for module in nested.model.modules() if isinstance(module, LevelCorrection)]
     for module in nested.model.modules():
         if isinstance(module, PackedWeight):
             weight = module()
             rows = torch.linspace(0, module.rows - 1, min(8, module.rows), device=weight.group_min.device).long()
-            digest.update(weight.rows(rows).dequantize(8).float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+            picked = weight.rows(rows)
+            digest.update((picked.dequantize(8) if corrections else picked.group_min).float().cpu().numpy().tobytes())
+    for correction in corrections:
+        for table in correction.at(MEASURED_LEVELS[0]) or ():
+            digest.update(table.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16] if corrections else f"plain-g{nested.group_size}-{digest.hexdigest()[:8]}"
+
+
+def _calibration_ids(engine: Subject, text: str | None, n_tokens: int) -> Tensor:
+    content = calibration_text()[_SKIPPED_CHARACTERS:] if text is None else text
+    # No more of a long text is tokenized than a generous 12 characters a token.
+    return engine.tokenize(content[: 12 * n_tokens])[:, :n_tokens]
 
 
 def _divergence(nested: NestedModel, token_ids: Tensor, target: Tensor) -> float:
@@ -223,6 +275,19 @@ def _cache_file(engine: Subject, nested: NestedModel, token_ids: Tensor, levels:
     ]
     key = hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
     return settings.cache_dir() / "layer_damage" / f"{key}.json"
+
+
+def _shipped(engine: Subject, token_ids: Tensor, levels: Sequence[int]) -> LayerDamage | None:
+    """The record among those that come with the program that was made on this text, these weights and these cells."""
+    checksum = engine.loaded.info.checksum_sha256 if engine.loaded else None
+    of_these = (list(levels), text_fingerprint(token_ids), cells_fingerprint(engine.nested), checksum)
+    for file in sorted((settings.data_dir() / "results").glob("layer-damage-*.jsonl")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            source, model = record["source"], record["provenance"]["model_checksum_sha256"]
+            if (record["levels"], source["text_id"], source["cells"], model) == of_these:
+                return LayerDamage.from_json(record)
+    return None
 
 
 def _read(file: Path) -> LayerDamage | None:

@@ -27,7 +27,7 @@ def end_token_ids(handle: "LoadedModel") -> frozenset[int]:
 
 
 def read_model(model_id: str, config: TAPConfig, options: dict[str, Any], progress: Progress) -> "LoadedModel":
-    """Load a model where and how a configuration says; packed checkpoints, too.
+    """Load a model to be nested, where and how a configuration says; packed checkpoints, too.
 
     Args:
         model_id: Catalog name, folder, GGUF file or Hugging Face id.
@@ -40,7 +40,14 @@ def read_model(model_id: str, config: TAPConfig, options: dict[str, Any], progre
 
     device = options.get("device") or config.device
     dtype = config.dtype or activation_dtype(device)
-    return load_model(model_id, **{"device": device, "dtype": dtype, "progress": progress, **options})
+    # To be nested at once, weights stay as their file maps them, and only the matrix under work is ever widened: in
+    # fp32 a model of 1 B parameters would take 4 GB before it takes 1. Calibration and offloading run it as it is.
+    is_mapped = "dtype" not in options and config.cells == "plain" and not config.offload_to_cpu
+    given = {"device": device, "dtype": "stored" if is_mapped else dtype, "progress": progress}
+    handle = load_model(model_id, **{**given, **options})
+    if is_mapped:
+        handle.dtype = dtype
+    return handle
 
 
 def check_same_weights(first: "LoadedModel", second: "LoadedModel") -> None:

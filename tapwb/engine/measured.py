@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tapwb.execution.ladder import LayerLadder
     from tapwb.plan.cell_damage import TokenDamage
     from tapwb.plan.layer_damage import LayerDamage
+    from tapwb.plan.overrides import EditedPlan
     from tapwb.plan.precision_plan import PrecisionPlan
 
 
@@ -57,7 +58,7 @@ def ladder_for(
         plan: Plan of the prompt.
         progress: Where to report.
     """
-    if request.kind != "layers" or plan is None:
+    if plan is None or (request.kind != "layers" and not _weighs_groups(request, plan)):
         return None
     import torch
 
@@ -65,6 +66,37 @@ def ladder_for(
     from tapwb.execution.ladder import LayerLadder
     from tapwb.plan.budget import budget_plan
 
+    if request.kind != "layers":
+        # A saved plan says nothing about tokens to come: their layers are alike, and only the means are weighted.
+        sizes, top = plan.group_weights or (), engine.nested.levels[-1]
+        levels = {min(level, top) for level in plan.levels}
+        return LayerLadder({level: torch.full((len(sizes), 1), level) for level in levels}, sizes)
     layers, neutral = layer_damage_of(engine, progress=progress), torch.full((1,), 0.5)
     plans = {level: budget_plan(neutral, plan.levels, level, spread=0, layers=layers) for level in plan.levels}
     return LayerLadder({level: rung.bits.long() for level, rung in plans.items()}, layers.n_weights)
+
+
+def run_ladder(
+    engine: "Subject",
+    request: PrecisionRequest,
+    plan: "PrecisionPlan | None",
+    edited: "EditedPlan | None",
+    progress: Progress = NO_PROGRESS,
+) -> "LayerLadder | None":
+    """As :func:`ladder_for`, with what was set by hand in a plan.
+
+    Args:
+        engine: With the model loaded.
+        request: What was asked for.
+        plan: Plan of the prompt.
+        edited: The plan as it was edited, if it was.
+        progress: Where to report.
+    """
+    from tapwb.engine.by_hand import edited_ladder
+
+    ladder = ladder_for(engine, request, plan, progress)
+    return ladder if edited is None else edited_ladder(edited, ladder, engine.nested)
+
+
+def _weighs_groups(request: PrecisionRequest, plan: "PrecisionPlan") -> bool:
+    return request.kind == "plan" and plan.group_weights is not None

@@ -65,10 +65,48 @@ class ChoiceTable:
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
+class ChoiceItem:
+    """A question with its possible endings.
+
+    Attributes:
+        context: What comes before the endings.
+        endings: At least two.
+        label: Index of the right one.
+    """
+
     context: str
     endings: tuple[str, ...]
     label: int
+
+
+@dataclass(frozen=True, slots=True)
+class ItemScores:
+    """What came out right, item by item.
+
+    Attributes:
+        right: Whether the likeliest ending is the right one.
+        right_normed: The same with log-likelihood per character.
+        mean_bits: Mean level over all tokens.
+    """
+
+    right: tuple[bool, ...]
+    right_normed: tuple[bool, ...]
+    mean_bits: float
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """How likely one text is after another.
+
+    Attributes:
+        nats: Negative log-likelihood, summed over its tokens.
+        n_tokens: Tokens that were scored.
+        mean_bits: Mean level over all tokens, those of the context included.
+    """
+
+    nats: float
+    n_tokens: int
+    mean_bits: float
 
 
 def evaluate_choices(
@@ -97,29 +135,14 @@ def evaluate_choices(
     Raises:
         UsageError: If an item is malformed; names its line.
     """
-    checked = [_check(item, line) for line, item in enumerate(items, start=1)]
+    checked = [check_item(item, line) for line, item in enumerate(items, start=1)]
     if not checked:
         raise UsageError("no items to evaluate. Give at least one line {ctx, endings, label}.")
     session = ComparisonSession(
         model_id, precisions, group_size=group_size, cells=cells, seed=seed, progress=progress, **options
     )
     progress.stage("evaluate", total=len(checked) * len(precisions), unit="item")
-    rows = []
-    for request in precisions:
-        right = right_norm = bits = 0.0
-        for item in checked:
-            sums, mean_bits = _score(session, item, request)
-            lengths = [max(1, len(ending)) for ending in item.endings]
-            right += _best(sums) == item.label
-            right_norm += _best([s / n for s, n in zip(sums, lengths, strict=True)]) == item.label
-            bits += mean_bits
-            progress.advance()
-        n = len(checked)
-        rows.append(
-            ChoiceRow(
-                str(request), bits / n, right / n, right_norm / n, n, _stderr(right_norm / n, n), _stderr(right / n, n)
-            )
-        )
+    rows = [_row(str(request), score_items(session, checked, request, progress)) for request in precisions]
     handle = session.engine.loaded
     chance = sum(1 / len(item.endings) for item in checked) / len(checked)
     return ChoiceTable(
@@ -127,18 +150,46 @@ def evaluate_choices(
     )
 
 
-def _score(session: ComparisonSession, item: _Item, request: PrecisionRequest) -> tuple[list[float], float]:
-    """Log-likelihood of each ending, and the mean bits that were used."""
-    sums, bits = [], 0.0
-    context = session.engine.tokenize(item.context)
-    for ending in item.endings:
-        gap = "" if item.context[-1:].isspace() or ending[:1].isspace() else " "
-        whole = session.engine.tokenize(item.context + gap + ending)
-        start = _common_prefix(context[0], whole[0])
-        result = session.run(whole, request)
-        sums.append(-float(nll_nats(result.logits[start - 1 : -1], whole[0, start:]).sum()))
-        bits += result.mean_bits
-    return sums, bits / len(item.endings)
+def score_items(
+    session: ComparisonSession, items: Sequence[ChoiceItem], request: PrecisionRequest, progress: Progress = NO_PROGRESS
+) -> ItemScores:
+    """Which items come out right at one precision.
+
+    Args:
+        session: The model.
+        items: From :func:`check_item`.
+        request: The precision.
+        progress: Told about every item.
+    """
+    right, normed, bits = [], [], 0.0
+    for item in items:
+        found = [score_continuation(session, item.context, ending, request) for ending in item.endings]
+        sums = [-one.nats for one in found]
+        lengths = [len(ending) for ending in item.endings]
+        right.append(_best(sums) == item.label)
+        normed.append(_best([s / n for s, n in zip(sums, lengths, strict=True)]) == item.label)
+        bits += sum(one.mean_bits for one in found) / len(found)
+        progress.advance()
+    return ItemScores(tuple(right), tuple(normed), bits / len(items))
+
+
+def score_continuation(
+    session: ComparisonSession, context: str, continuation: str, request: PrecisionRequest
+) -> Continuation:
+    """Log-likelihood of a text after a context, a space between them where neither has one.
+
+    Args:
+        session: The model.
+        context: What comes before; at least one token.
+        continuation: What is scored.
+        request: The precision.
+    """
+    gap = "" if context[-1:].isspace() or continuation[:1].isspace() else " "
+    whole = session.engine.tokenize(context + gap + continuation)
+    start = _common_prefix(session.engine.tokenize(context)[0], whole[0])
+    result = session.run(whole, request)
+    nats = float(nll_nats(result.logits[start - 1 : -1], whole[0, start:]).sum())
+    return Continuation(nats, whole.shape[1] - start, result.mean_bits)
 
 
 def _common_prefix(context: Tensor, whole: Tensor) -> int:
@@ -152,11 +203,26 @@ def _best(scores: Sequence[float]) -> int:
     return max(range(len(scores)), key=scores.__getitem__)
 
 
+def _row(precision: str, scores: ItemScores) -> ChoiceRow:
+    n = len(scores.right)
+    acc, normed = sum(scores.right) / n, sum(scores.right_normed) / n
+    return ChoiceRow(precision, scores.mean_bits, acc, normed, n, _stderr(normed, n), _stderr(acc, n))
+
+
 def _stderr(share: float, n: int) -> float:
     return math.sqrt(share * (1 - share) / n)
 
 
-def _check(item: Mapping[str, Any], line: int) -> _Item:
+def check_item(item: Mapping[str, Any], line: int) -> ChoiceItem:
+    """One item, if it is usable.
+
+    Args:
+        item: With ``ctx`` (text), ``endings`` (texts) and ``label`` (index of the right ending).
+        line: Where it stands, for the message.
+
+    Raises:
+        UsageError: If a part is missing or of the wrong kind.
+    """
     context, endings, label = item.get("ctx"), item.get("endings"), item.get("label")
     if isinstance(label, str) and label.isdigit():
         label = int(label)
@@ -174,4 +240,4 @@ def _check(item: Mapping[str, Any], line: int) -> _Item:
             f"item {line} is not usable. Each line needs 'ctx' (text), 'endings' (at least two texts) and 'label' "
             "(index of the right one, from 0)."
         )
-    return _Item(context, tuple(endings), label)
+    return ChoiceItem(context, tuple(endings), label)

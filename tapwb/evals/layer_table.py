@@ -65,6 +65,7 @@ def layer_table(
     text: str | None = None,
     levels: tuple[int, ...] = DEFAULT_LEVELS,
     group_size: int | None = None,
+    cells: str = "plain",
     progress: Progress = NO_PROGRESS,
     **options: Any,
 ) -> LayerTable:
@@ -78,6 +79,7 @@ def layer_table(
         text: Calibration text; the documentation of Python by default.
         levels: Bit-widths to choose from.
         group_size: Columns per quantization group.
+        cells: Plain, calibrated, or a calibration text (see :class:`tapwb.engine.TAPConfig`); each is measured apart.
         progress: Told about every pass.
         **options: Passed to the loader.
 
@@ -87,7 +89,9 @@ def layer_table(
     """
     if sum(target is not None for target in (mean_bits, max_bytes, ratio)) > 1:
         raise UsageError("a mean, a number of bytes and a perplexity ratio exclude each other. Give one of them.")
-    config = TAPConfig(precision_levels=levels, mean_bits=levels[-1], group_size=group_size, time_reference=False)
+    config = TAPConfig(
+        precision_levels=levels, mean_bits=levels[-1], group_size=group_size, cells=cells, time_reference=False
+    )
     engine = TAPEngine(config)
     engine.load_model(model_id, progress=progress, **options)
     damage = layer_damage_of(engine, text, progress=progress)

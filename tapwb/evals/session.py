@@ -2,16 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from tapwb.core.activation_spec import ActivationRequest
 from tapwb.core.errors import PromptTooLong, UsageError
 from tapwb.core.jobs import NO_PROGRESS, Progress
 from tapwb.core.precision import PrecisionRequest
 from tapwb.engine import TAPConfig, TAPEngine, signal_of, stored_levels
+from tapwb.engine.best import settle
+from tapwb.engine.routing import routing_for
+from tapwb.execution.activations import ActivationUse
+from tapwb.execution.bits import RowRouter
 from tapwb.execution.kv_plan import attention_of, make_cache, plans_by_scores
+
+if TYPE_CHECKING:
+    from tapwb.models.info import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +63,37 @@ class ComparisonSession:
             raise UsageError("no precision to evaluate. Name at least one, for example 16,8,4.")
         self.seed = seed
         self.engine = TAPEngine(
-            TAPConfig(group_size=group_size, cells=cells, seed=seed, precision_levels=(8,), mean_bits=8)
+            TAPConfig(
+                group_size=group_size,
+                cells=cells,
+                seed=seed,
+                precision_levels=(8,),
+                mean_bits=8,
+                time_reference=False,
+            )
         )
         levels = set().union(*(stored_levels(request) for request in precisions))
         self.engine.load_model(model_id, levels=sorted(levels), progress=progress, **options)
         # fp32, so that what is compared is the weights and not the rounding of activations.
         self._reference = self.engine.reference(progress, dtype="float32")
+
+    @classmethod
+    def around(cls, engine: TAPEngine, reference: "LoadedModel", *, seed: int = 0) -> "ComparisonSession":
+        """A session on an engine that is loaded already.
+
+        Args:
+            engine: Its nested copy must store the levels that will be run.
+            reference: The weights as loaded.
+            seed: Seed of random controls.
+        """
+        session = cls.__new__(cls)
+        session.seed, session.engine, session._reference = seed, engine, reference
+        return session
+
+    @property
+    def reference_model(self) -> "LoadedModel":
+        """The weights as loaded."""
+        return self._reference
 
     @property
     def device(self) -> str:
@@ -76,7 +109,13 @@ class ComparisonSession:
         """
         return self._reference.model(token_ids, use_cache=False).logits[0].float()
 
-    def run(self, token_ids: Tensor, request: PrecisionRequest, kv: str | int | None = None) -> Pass:
+    def run(
+        self,
+        token_ids: Tensor,
+        request: PrecisionRequest,
+        kv: str | int | None = None,
+        activations: ActivationUse | None = None,
+    ) -> Pass:
         """Logits of one window at one precision.
 
         Args:
@@ -84,19 +123,22 @@ class ComparisonSession:
             request: The precision; ``16`` runs the reference weights.
             kv: Precision of the cache. Anything but 16 feeds the window page by page, so that later tokens really
                 read the sealed ones.
+            activations: Precision of the activations of nested weights, and its record; as they are by default.
 
         Raises:
             PromptTooLong: If the window exceeds the model's context.
         """
         self._check_length(token_ids)
+        request = settle(self.engine, request)
         scores, mean_bits = None, 16.0
         bits: int | Tensor = request.bits or 16
-        adaptive_kv = plans_by_scores(kv)
-        if request.kind not in ("reference", "uniform") or adaptive_kv:
+        routing = routing_for(self.engine, request, self.seed)
+        is_planned = request.kind not in ("reference", "uniform") and routing is None
+        if is_planned or plans_by_scores(kv):
             low = min(stored_levels(request)) if request.kind != "reference" else None
             scored = self.engine.score(token_ids, signal_of(request), low_bits=low, seed=self.seed)
             scores = scored.importance.scores[0]
-            if request.kind not in ("reference", "uniform"):
+            if is_planned:
                 # Levels of 16 and 32 run at the highest stored one, and are counted as that.
                 plan, top = self.engine.plan(scored, request), self.engine.nested.levels[-1]
                 bits = plan.bits.clamp(max=top)
@@ -107,7 +149,9 @@ class ComparisonSession:
             if request.kind == "reference":
                 return Pass(self._forward(self._reference.model, token_ids, kv, scores), 16.0)
             nested = self.engine.nested
-            return Pass(self._forward(nested.model, token_ids, kv, scores, bits), mean_bits)
+            with (activations or ActivationUse(ActivationRequest("16"))).on(nested.context):
+                logits = self._forward(nested.model, token_ids, kv, scores, routing or bits)
+            return Pass(logits, routing.finish_pass(token_ids.numel()).mean_bits if routing else mean_bits)
 
     def _check_length(self, token_ids: Tensor) -> None:
         limit = self.engine.anatomy.context_length
@@ -117,7 +161,12 @@ class ComparisonSession:
             )
 
     def _forward(
-        self, model: Any, token_ids: Tensor, kv: str | int | None, scores: Tensor | None, bits: int | Tensor = 16
+        self,
+        model: Any,
+        token_ids: Tensor,
+        kv: str | int | None,
+        scores: Tensor | None,
+        bits: int | Tensor | RowRouter = 16,
     ) -> Tensor:
         context = self.engine.nested.context
         if kv is None or str(kv) == "16":
@@ -127,7 +176,7 @@ class ComparisonSession:
         with attention_of(model, cache):
             for start in range(0, token_ids.shape[1], 64):
                 chunk = slice(start, start + 64)
-                with context.use(bits if isinstance(bits, int) else bits[..., chunk]):
+                with context.use(bits[..., chunk] if isinstance(bits, Tensor) else bits):
                     out = model(token_ids[:, chunk], past_key_values=cache, use_cache=True)
                 parts.append(out.logits[0].float())
         return torch.cat(parts)

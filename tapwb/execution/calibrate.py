@@ -1,13 +1,15 @@
 """Calibrate a whole model: run a text through it, then choose cells matrix by matrix, and keep what is done.
 
 Statistics are gathered in as many passes as memory asks for, a few layers each. Every finished matrix is written to a
-folder at once, so a run that is cancelled or killed goes on where it stopped, and a model is calibrated once.
+folder at once, so a run that is cancelled or killed goes on where it stopped, and a model is calibrated once. Before
+that, the model is asked how much it can spare at 8 bits (:mod:`tapwb.execution.eight_bit_loss`).
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,27 @@ from torch import Tensor, nn
 
 from tapwb.core.errors import CorruptWeights, InvalidTensor
 from tapwb.core.jobs import NO_PROGRESS, Progress
-from tapwb.execution.nest import default_group_size, nestable
-from tapwb.quant.calibration import CalibratedCells, InputStatistics, calibrate_weight
+from tapwb.execution.eight_bit_loss import eight_bit_loss_nats
+from tapwb.execution.layer_inputs import InputWatcher
+from tapwb.execution.nest import default_group_size, nestable, table_of
+from tapwb.quant.calibration import (
+    ALL_PARTS,
+    CLOSE,
+    CalibratedCells,
+    CellParts,
+    Freedom,
+    InputStatistics,
+    calibrate_table,
+    calibrate_weight,
+    freedom_for,
+)
 
 #: Memory for statistics. Each layer of SmolLM2-135M takes 13 MB, each of a 7B model 700 MB.
 STATISTICS_BYTES = 2 << 30
+#: Windows on which the loss at 8 bits is measured.
+_LOSS_WINDOWS = 2
 _SUFFIX = ".safetensors"
+_LOSS_FILE = "eight_bit_loss.json"
 
 
 class SavedCells(Mapping[str, CalibratedCells]):
@@ -62,9 +79,34 @@ class SavedCells(Mapping[str, CalibratedCells]):
         """Write one matrix; it is there completely or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = self._file(name).with_suffix(f".{os.getpid()}.part")
-        tensors = {key: getattr(cells, key).contiguous() for key in ("codes", "group_min", "group_step", "level_bias")}
+        tensors = {
+            field.name: getattr(cells, field.name).contiguous() for field in fields(cells) if field.name != "columns"
+        }
         save_file(tensors, unfinished, metadata={"columns": str(cells.columns)})
         unfinished.replace(self._file(name))
+
+    @property
+    def eight_bit_loss_nats(self) -> float | None:
+        """What the model loses at plain 8 bits, KL divergence per token; ``None`` before it was measured.
+
+        Raises:
+            CorruptWeights: If the file that holds it is damaged.
+        """
+        try:
+            return float(json.loads((self.folder / _LOSS_FILE).read_text(encoding="utf-8"))["kl_nats"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptWeights(
+                f"{_LOSS_FILE} cannot be read ({error}). Delete {self.folder} and calibrate again."
+            ) from error
+
+    @eight_bit_loss_nats.setter
+    def eight_bit_loss_nats(self, nats: float) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / f"{_LOSS_FILE}.{os.getpid()}.part"
+        unfinished.write_text(json.dumps({"kl_nats": nats}), encoding="utf-8")
+        unfinished.replace(self.folder / _LOSS_FILE)
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}{_SUFFIX}"
@@ -79,7 +121,7 @@ def calibrate_model(
     statistics_bytes: int = STATISTICS_BYTES,
     progress: Progress = NO_PROGRESS,
 ) -> SavedCells:
-    """Choose cells for every linear layer of a model that is not quantized yet.
+    """Choose cells for every linear layer, and for the head, of a model that is not quantized yet.
 
     Args:
         model: A ``PreTrainedModel`` with its weights.
@@ -96,7 +138,17 @@ def calibrate_model(
         raise InvalidTensor("the calibration text is empty. Give at least a few hundred tokens.")
     size = group_size or default_group_size(model.config.get_text_config().hidden_size)
     saved = SavedCells(folder)
-    linears = {name: module for name, module in nestable(model) if name not in saved and _is_linear(module)}
+    found = [*nestable(model), *table_of(model).items()]
+    linears = {name: module for name, module in found if name not in saved and is_linear(module)}
+    if not linears:
+        return saved
+    loss = saved.eight_bit_loss_nats
+    if loss is None:
+        asked = windows[:: -(-len(windows) // _LOSS_WINDOWS)]
+        progress.stage("measure the loss at 8 bits", total=len(asked), unit="window")
+        loss = eight_bit_loss_nats(model, {n: m for n, m in nestable(model) if is_linear(m)}, asked, size, progress)
+        saved.eight_bit_loss_nats = loss
+    freedom = freedom_for(loss)
     parts = _parts(linears, statistics_bytes)
     for number, part in enumerate(parts):
         of = f" ({number + 1} of {len(parts)})" if len(parts) > 1 else ""
@@ -105,8 +157,11 @@ def calibrate_model(
         progress.stage(f"calibrate weights{of}", total=len(part), unit="matrix")
         for name, module in part.items():
             progress.check_cancelled()
-            if name in statistics:  # an expert that no token was routed to keeps plain cells
-                saved.save(name, _calibrate(name, module, statistics[name], size))
+            # An expert that no token was routed to keeps plain cells; what another process has done is done.
+            if name in statistics and name not in saved:
+                is_table = name in table_of(model)
+                cells = _calibrate(name, module, statistics[name], size, freedom=freedom, is_table=is_table)
+                saved.save(name, cells)
             progress.advance()
     return saved
 
@@ -115,7 +170,7 @@ def calibrate_model(
 def gather_statistics(
     model: Any, linears: Mapping[str, nn.Module], windows: Sequence[Tensor], progress: Progress = NO_PROGRESS
 ) -> dict[str, InputStatistics]:
-    """Statistics of the inputs of some layers over a text; layers that are fed the same tensor share theirs.
+    """Statistics of the inputs of some layers over a text (:mod:`tapwb.execution.layer_inputs`).
 
     Args:
         model: The model.
@@ -123,41 +178,35 @@ def gather_statistics(
         windows: Token ids, each of shape (1, token).
         progress: Told about every window.
     """
-    watcher = _Watcher()
-    with ExitStack() as stack:
-        for name, module in linears.items():
-            handle = module.register_forward_pre_hook(watcher.hook(name))
-            stack.callback(handle.remove)
+    with InputWatcher(model, linears) as watcher:
         for window in windows:
-            # bf16 is three times as fast on processors that have it, and statistics do not need more.
-            with torch.autocast(window.device.type, dtype=torch.bfloat16):
-                model(window, use_cache=False)
+            watcher.read(model, window)
             progress.advance()
-    return {name: watcher.statistics[leader] for name, leader in watcher.leaders.items()}
+    return watcher.statistics()
 
 
-class _Watcher:
-    """Adds up inputs; of layers that are called one after another with the same tensor only the first counts."""
+def calibrate_linear(
+    name: str,
+    module: nn.Module,
+    statistics: InputStatistics,
+    group_size: int,
+    parts: CellParts = ALL_PARTS,
+    freedom: Freedom = CLOSE,
+) -> CalibratedCells:
+    """Choose cells for one linear layer.
 
-    def __init__(self) -> None:
-        self.statistics: dict[str, InputStatistics] = {}
-        self.leaders: dict[str, str] = {}
-        self._last: tuple[str, Tensor] | None = None
+    Args:
+        name: Of the layer, for messages.
+        module: The layer, with its weight.
+        statistics: Of its inputs, from :func:`gather_statistics`.
+        group_size: Columns per group; fewer where the weight has fewer.
+        parts: Steps to take.
+        freedom: How far weights may move for the lower levels.
 
-    def hook(self, name: str) -> Any:
-        def watch(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0]
-            if name not in self.leaders:
-                same = self._last is not None and self._last[1] is x
-                self.leaders[name] = self._last[0] if same and self._last else name
-            if self.leaders[name] != name:
-                return
-            self._last = (name, x)
-            if name not in self.statistics:
-                self.statistics[name] = InputStatistics(x.shape[-1])
-            self.statistics[name].add(x.reshape(-1, x.shape[-1]))
-
-        return watch
+    Raises:
+        InvalidTensor: If the inputs hold NaN or infinity; names the layer.
+    """
+    return _calibrate(name, module, statistics, group_size, parts, freedom)
 
 
 def text_windows(token_ids: Tensor, n_windows: int, length: int = 512) -> list[Tensor]:
@@ -184,7 +233,8 @@ def windows_fingerprint(windows: Sequence[Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> bool:
+    """Whether a layer is one whose weight is calibrated."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
@@ -207,10 +257,21 @@ def _parts(linears: Mapping[str, nn.Module], limit_bytes: int) -> list[dict[str,
     return parts
 
 
-def _calibrate(name: str, module: nn.Module, statistics: InputStatistics, group_size: int) -> CalibratedCells:
-    weight = _weight(module)
+def _calibrate(
+    name: str,
+    module: nn.Module,
+    statistics: InputStatistics,
+    group_size: int,
+    parts: CellParts = ALL_PARTS,
+    freedom: Freedom = CLOSE,
+    *,
+    is_table: bool = False,
+) -> CalibratedCells:
+    weight = _weight(module).float().cpu()
     size = min(group_size, -(-int(weight.shape[1]) // 8) * 8)
     try:
-        return calibrate_weight(weight.float().cpu(), statistics, group_size=size)
+        if is_table:
+            return calibrate_table(weight, statistics, group_size=size)
+        return calibrate_weight(weight, statistics, group_size=size, parts=parts, freedom=freedom)
     except InvalidTensor as error:
         raise InvalidTensor(f"{name}: {error}") from error

@@ -12,12 +12,15 @@ from tapwb.core.errors import Cancelled, EmptyPrompt, PromptTooLong
 from tapwb.core.jobs import NO_PROGRESS, Progress
 from tapwb.execution import dispatch
 from tapwb.execution.bits import Bits
+from tapwb.execution.dispatch import KernelChoice
 from tapwb.execution.kv_cache import cache_bytes
 from tapwb.execution.kv_plan import attention_of, cache_notes
 from tapwb.execution.ladder import LayerLadder
-from tapwb.execution.layer_groups import bytes_read
+from tapwb.execution.layer_groups import GroupBytes, bytes_read
 from tapwb.execution.levels import LevelSource
+from tapwb.execution.native_step import NativeStepper, stepper_for
 from tapwb.execution.nest import NestedModel
+from tapwb.execution.router import Routing
 from tapwb.execution.sampling import Sampler, Sampling
 from tapwb.execution.streaming import TextStream
 from tapwb.execution.trace import TokenEvent, Trace
@@ -74,6 +77,7 @@ def decode(
     levels: LevelSource,
     cache: Any,
     ladder: LayerLadder | None = None,
+    routing: Routing | None = None,
     on_token: Callable[[TokenEvent], None] | None = None,
     progress: Progress = NO_PROGRESS,
     notes: tuple[str, ...] = (),
@@ -90,6 +94,7 @@ def decode(
         levels: Chooses the level of each decode step.
         cache: A transformers cache.
         ladder: What a step at a level is read with, if layers are planned apart.
+        routing: Decides the levels of prompt and answer inside the passes, instead of ``prompt_bits`` and ``levels``.
         on_token: Told about every token as soon as it is known.
         progress: Told about every token; cancels the loop, which then returns what there is.
         notes: Passed on to the trace.
@@ -102,12 +107,15 @@ def decode(
         PromptTooLong: If prompt and answer exceed the context.
     """
     check_prompt(token_ids.shape[1], settings)
-    run, answer = _Run(model, nested, cache), _Answer()
+    run, answer = _Run(model, nested, cache, routing), _Answer()
     sampler, stream = Sampler(settings.sampling), TextStream(tokenizer)
+    if nested is not None and token_ids.device.type == "cpu":
+        dispatch.prepare(progress)
     progress.stage("read the prompt", total=token_ids.shape[1], unit="token")
     with torch.inference_mode(), attention_of(model, cache):
         next_logits, entropy, step_s = run.timed_forward(token_ids, prompt_bits)
-        level, answer.prefill_s = _last(prompt_bits), step_s
+        level, answer.prefill_s = run.routed_bits or _last(prompt_bits), step_s
+        per_token = run.begin_answer(settings, progress) or _per_token(prompt_bits, token_ids.shape[1], ladder)
         progress.advance(token_ids.shape[1])
         progress.stage("generate", total=settings.max_new_tokens, unit="token")
         for index in range(settings.max_new_tokens):
@@ -117,34 +125,29 @@ def decode(
             answer.add(token, level, entropy, piece)
             if on_token is not None:
                 on_token(TokenEvent(index, token, piece, level, entropy, step_s, settings.max_new_tokens))
-            try:
-                progress.advance()
-            except Cancelled:
-                answer.finish_reason = "cancelled"
-                break
-            if stop:
-                answer.finish_reason = "stop"
+            if answer.ends(stop, progress):
                 break
             if index + 1 < settings.max_new_tokens:
                 level = min(levels.next_bits(next_logits, token), run.top_level)
                 next_logits, entropy, step_s = run.timed_forward(token_ids.new_tensor([[token]]), _rung(ladder, level))
+                level = run.routed_bits or (level if ladder is None else ladder.recorded(level))
                 answer.step_s.append(step_s)
     answer.pieces.append(stream.flush())
     n_cached = token_ids.shape[1] + len(answer.step_s)
     return "".join(answer.pieces), Trace(
         prompt_ids=tuple(token_ids[0].tolist()),
         token_ids=tuple(answer.ids),
-        prompt_bits=_per_token(prompt_bits, token_ids.shape[1], ladder),
+        prompt_bits=per_token,
         token_bits=tuple(answer.bits),
         entropy_nats=tuple(answer.entropy_nats),
         prefill_s=answer.prefill_s,
         step_s=tuple(answer.step_s),
         weight_bytes_read=run.weight_bytes_read,
-        kv_bytes=cache_bytes(cache),
+        kv_bytes=run.kv_bytes(),
         kv_baseline_bytes=settings.kv_baseline_bytes(n_cached),
         finish_reason=answer.finish_reason,
-        kernel=dispatch.current(),
-        notes=(*notes, *cache_notes(cache)),
+        kernel=run.kernel(token_ids.device),
+        notes=(*notes, *run.notes()),
     )
 
 
@@ -153,29 +156,80 @@ class _Answer:
     """The answer as far as it is written."""
 
     ids: list[int] = field(default_factory=list)
-    bits: list[int] = field(default_factory=list)
+    bits: list[float] = field(default_factory=list)
     entropy_nats: list[float] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     step_s: list[float] = field(default_factory=list)
     prefill_s: float = 0.0
     finish_reason: str = "length"
 
-    def add(self, token: int, level: int, entropy: float, piece: str) -> None:
+    def add(self, token: int, level: float, entropy: float, piece: str) -> None:
         self.ids.append(token)
         self.bits.append(level)
         self.entropy_nats.append(entropy)
         self.pieces.append(piece)
 
+    def ends(self, stop: bool, progress: Progress) -> bool:
+        """Count the token that was added; whether it was the last, by an end token or because the user cancelled."""
+        try:
+            progress.advance()
+        except Cancelled:
+            self.finish_reason = "cancelled"
+            return True
+        if stop:
+            self.finish_reason = "stop"
+        return stop
+
 
 class _Run:
     """One model with one cache; counts the weight bytes its passes read."""
 
-    def __init__(self, model: Any, nested: NestedModel | None, cache: Any) -> None:
-        self._model, self._nested, self._cache = model, nested, cache
+    def __init__(self, model: Any, nested: NestedModel | None, cache: Any, routing: Routing | None) -> None:
+        self._model, self._nested, self._cache, self._routing = model, nested, cache, routing
+        self._routed_token_bits: tuple[float, ...] | None = None
+        self._stepper: NativeStepper | None = None
+        self._why_pytorch = ""
         self.top_level = nested.levels[-1] if nested else 16
         self.weight_bytes_read = 0.0
         self._bytes_of_level: dict[int, int] = {}
+        self._group_bytes: GroupBytes | None = None
+        self._gate_bytes = 0
         self._dense_bytes = 0.0 if nested else 2.0 * sum(p.numel() for p in model.parameters())
+
+    @property
+    def routed_bits(self) -> float | None:
+        """Mean bits of the last token of the last pass, where gates decided them."""
+        return self._routed_token_bits[-1] if self._routed_token_bits else None
+
+    def begin_answer(self, settings: DecodeSettings, progress: Progress) -> tuple[float, ...] | None:
+        """The prompt was read: keep the mean from here on, and go on with native steps where the model can have them.
+
+        Returns:
+            Bits of the prompt's tokens, where gates decided them.
+        """
+        if self._routing is not None:
+            self._routing.begin_answer()
+        if settings.max_new_tokens > 1:  # the first token comes from the prompt
+            args = self._model, self._nested, self._cache, self._routing
+            self._stepper, self._why_pytorch = stepper_for(*args, progress=progress)
+        return self._routed_token_bits
+
+    def kernel(self, device: torch.device) -> KernelChoice:
+        """What computed the layers, and why."""
+        chosen = dispatch.current(device)
+        if self._stepper is not None:
+            return KernelChoice("native", f"{self._stepper.title}; the prompt: {chosen.reason}")
+        if not self._why_pytorch:
+            return chosen
+        return KernelChoice(chosen.name, f"{chosen.reason}; no whole step in one call: {self._why_pytorch}")
+
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values."""
+        return cache_bytes(self._cache) if self._stepper is None else self._stepper.nbytes()
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of cache and gates."""
+        return (*cache_notes(self._cache), *(self._routing.notes() if self._routing else ()))
 
     def timed_forward(self, token_ids: Tensor, bits: Bits) -> tuple[Tensor, float, float]:
         """Logits after the last token, their entropy in nats, and the seconds it took."""
@@ -190,13 +244,32 @@ class _Run:
         if self._nested is None:
             self.weight_bytes_read += self._dense_bytes
             return self._model(token_ids, **options).logits[0, -1]  # type: ignore[no-any-return]
+        if self._routing is not None:
+            return self._routed(token_ids, self._nested, self._routing, options)
         # Walks over all layers, so once per level (the rungs of a ladder stay the same tensors) and not once per step.
         key = bits if isinstance(bits, int) else id(bits)
         if key not in self._bytes_of_level:
             self._bytes_of_level[key] = bytes_read(self._nested, bits)
         self.weight_bytes_read += self._bytes_of_level[key]
+        if self._stepper is not None:
+            return self._stepper.advance(token_ids[0], bits)[-1]
         with self._nested.context.use(bits):
             return self._model(token_ids, **options).logits[0, -1]  # type: ignore[no-any-return]
+
+    def _routed(self, token_ids: Tensor, nested: NestedModel, routing: Routing, options: dict[str, Any]) -> Tensor:
+        """As :meth:`forward`, with levels that are known only after the pass."""
+        if self._stepper is not None:
+            rows, done = self._stepper.advance_routed(token_ids[0], routing)
+            logits = rows[-1]
+        else:
+            with nested.context.use(routing):
+                logits = self._model(token_ids, **options).logits[0, -1]
+            done = routing.finish_pass(token_ids.numel())
+        if self._group_bytes is None:
+            self._group_bytes, self._gate_bytes = GroupBytes.of(nested, routing.cuts.levels), routing.router.n_bytes
+        self.weight_bytes_read += self._group_bytes.read(done.highest) + self._gate_bytes
+        self._routed_token_bits = tuple(done.token_bits.tolist())
+        return logits
 
 
 def _rung(ladder: LayerLadder | None, level: int) -> Bits:

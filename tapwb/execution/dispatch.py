@@ -8,12 +8,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+import tapwb_kernels.nested_linear.choice as choice
 import tapwb_kernels.nested_linear.grouped as grouped
 import tapwb_kernels.nested_linear.reference as reference
-from tapwb.core.errors import UnsupportedBits
+import tapwb_kernels.nested_linear.triton_choice as triton_choice
+import tapwb_kernels.nested_linear_int8.grouped as int8_grouped
+import tapwb_kernels.nested_linear_int8.reference as int8_reference
+from tapwb.core import settings
+from tapwb.core.errors import ExecutionError, UnsupportedBits
+from tapwb.core.jobs import NO_PROGRESS, Progress
 from tapwb.quant.nested import NestedTensor
+from tapwb.quant.packing import CODE_BITS
+from tapwb_kernels.capability import why_not_triton
 
-KernelName = Literal["grouped", "reference"]
+KernelName = Literal["native", "triton", "grouped", "reference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,25 +37,117 @@ class KernelChoice:
     reason: str
 
 
-_DEFAULT = KernelChoice("grouped", "PyTorch: rows grouped by level, each level's weight unpacked block by block")
-_choice = _DEFAULT
+_TOP = CODE_BITS
+"""Planes always add up to a whole code, so every layout can be read at its level."""
+
+LARGEST_ERROR: dict[KernelName, float] = {
+    "native": choice.RELATIVE_ERROR,
+    "triton": triton_choice.BOUNDS[torch.float32],
+    "grouped": 1e-5,
+    "reference": 1e-5,
+}
+"""What a product may be off, as a share of its norm, before the kernel counts as wrong."""
+
+_GROUPED = "PyTorch: rows grouped by level, each level's weight unpacked block by block"
+_native = choice.NativeChoice(lambda: settings.cache_dir() / "native")
+_triton = triton_choice.TritonChoice()
+_forced: KernelChoice | None = None
 
 
-def current() -> KernelChoice:
-    """The kernel in use for linear layers."""
-    return _choice
+def current(device: torch.device | str = "cpu") -> KernelChoice:
+    """The kernel in use for linear layers: on a CPU the one of decode steps, builds the native kernel if need be.
+
+    Args:
+        device: Where the model runs.
+    """
+    if _forced is not None:
+        return _forced
+    if torch.device(device).type != "cpu":
+        return _on_card(torch.device(device))
+    kernel = _native.kernel()
+    if kernel is None:
+        return KernelChoice("grouped", f"{_GROUPED}; no native kernel: {_native.why_none()}")
+    verdicts = _native.verdicts()
+    declined = next((_describe(case, verdict) for case, verdict in verdicts.items() if not verdict.is_used), "")
+    if declined and not any(verdict.is_used for verdict in verdicts.values()):
+        return KernelChoice("grouped", f"{_GROUPED}; {declined}")
+    many = f"more than {choice.MAX_ROWS} rows"
+    several = f"{many} 32 outputs at a time" if kernel.panel_group else f"{many} in PyTorch, grouped by level"
+    also = f"; PyTorch also for {declined}" if declined else ""
+    return KernelChoice("native", f"C++ ({kernel.instructions}) straight from the planes; {several}{also}")
+
+
+def prepare(progress: Progress = NO_PROGRESS) -> None:
+    """Build the native kernel now if none was built on this machine, instead of at the first product.
+
+    Args:
+        progress: Told that it takes seconds; not told where there is nothing to wait for.
+    """
+    if _native.has_library():
+        return
+    progress.stage("build the native kernel", total=1, unit="library")
+    _native.kernel()
+    progress.advance()
+
+
+def chosen_for(weight: NestedTensor, bits: int, n_rows: int) -> KernelChoice:
+    """What :func:`linear` runs for rows of one level that need no gradient, and why.
+
+    Args:
+        weight: Nested weight.
+        bits: Level of all rows.
+        n_rows: Number of rows.
+    """
+    if _forced is not None:
+        return _forced
+    x = weight.group_step.new_empty((n_rows, weight.shape[1]), dtype=torch.float32)
+    if _is_on_card(x):
+        widths = weight.layout.plane_bits
+        told = _triton.verdict(x, widths, weight.group_size, min(bits, _TOP), n_rows, has_refit=bool(weight.refit))
+        return KernelChoice("triton" if told.is_used else "grouped", told.reason)
+    reason = choice.why_not(x, weight.planes, weight.group_min, weight.group_step)
+    kernel = _native.kernel()
+    if not reason and kernel is None:
+        reason = f"no native kernel: {_native.why_none()}"
+    if not reason and kernel is not None and not kernel.takes(n_rows, weight.group_size):
+        reason = f"{n_rows} rows are multiplied in PyTorch on this processor"
+    if not reason and n_rows > choice.MAX_ROWS and weight.shape[0] * weight.shape[1] < choice.LEAST_PANEL_WEIGHTS:
+        reason = f"{n_rows} rows of a small matrix are multiplied in PyTorch"
+    if reason:
+        return KernelChoice("grouped", reason)
+    verdict = _native.verdict(weight.layout.plane_bits, weight.group_size, min(bits, _TOP), n_rows)
+    return KernelChoice("native" if verdict.is_used else "grouped", verdict.reason)
+
+
+def native() -> choice.NativeChoice:
+    """The native kernel of this machine with the verdicts of its self-test."""
+    return _native
+
+
+def is_forced() -> bool:
+    """Whether the caller asked for one implementation (:func:`force`)."""
+    return _forced is not None
 
 
 @contextmanager
 def force(name: KernelName, reason: str = "forced by the caller") -> Iterator[None]:
-    """Use one implementation inside the block; tests compare the fast path with the reference this way."""
-    global _choice
-    before = _choice
-    _choice = KernelChoice(name, reason)
+    """Use one implementation inside the block; tests compare the fast paths with the reference this way.
+
+    ``"native"`` and ``"triton"`` leave out what their self-tests say; what they cannot take (another device, more rows)
+    runs grouped.
+
+    Raises:
+        ExecutionError: If the native kernel is asked for and cannot be had.
+    """
+    global _forced
+    if name == "native" and _native.kernel() is None:
+        raise ExecutionError(f"there is no native kernel: {_native.why_none()}. Use grouped.")
+    before = _forced
+    _forced = KernelChoice(name, reason)
     try:
         yield
     finally:
-        _choice = before
+        _forced = before
 
 
 def linear(x: Tensor, weight: NestedTensor, bits: int | Tensor) -> Tensor:
@@ -63,12 +163,64 @@ def linear(x: Tensor, weight: NestedTensor, bits: int | Tensor) -> Tensor:
     """
     _check_levels(weight, bits)
     stored = (weight.planes, weight.layout.plane_bits, weight.group_min, weight.group_step)
-    top = weight.layout.levels[-1]
-    if _choice.name == "grouped":
-        level = min(bits, top) if isinstance(bits, int) else bits.clamp(max=top)
-        return grouped.nested_linear(x, *stored, level, refit=weight.refit)
-    per_row = torch.full((x.shape[0],), bits) if isinstance(bits, int) else bits
-    return reference.nested_linear(x, *stored, per_row.clamp(max=top), refit=weight.refit)
+    if _forced is not None and _forced.name == "reference":
+        return reference.nested_linear(x, *stored, _per_row(bits, x.shape[0]).clamp(max=_TOP), refit=weight.refit)
+    level = min(bits, _TOP) if isinstance(bits, int) else bits.clamp(max=_TOP)
+    if _is_on_card(x) and (_forced is None or _forced.name == "triton"):
+        is_forced = _forced is not None
+        y = triton_choice.nested_linear(_triton, x, *stored, level, refit=weight.refit, is_forced=is_forced)
+        if y is not None:
+            return y
+    elif _forced is None or _forced.name == "native":
+        y = choice.nested_linear(_native, x, *stored, level, refit=weight.refit, is_forced=_forced is not None)
+        if y is not None:
+            return y
+    return grouped.nested_linear(x, *stored, level, refit=weight.refit)
+
+
+def linear_int8(codes: Tensor, row_scale: Tensor, weight: NestedTensor, bits: int | Tensor) -> Tensor:
+    """As :func:`linear`, with activations that are 8-bit codes; all sums of products are sums of integers.
+
+    Args:
+        codes: Codes in [-127, 127], int8, shape (row, in).
+        row_scale: What a code step of each row is worth, shape (row,).
+        weight: Nested weight of shape (out, in).
+        bits: One level, or one per row, shape (row,). Levels above the stored ones read the top level.
+
+    Returns:
+        Shape (row, out), fp32.
+    """
+    _check_levels(weight, bits)
+    stored = (weight.planes, weight.layout.plane_bits, weight.group_min, weight.group_step)
+    if _forced is None or _forced.name != "reference":
+        level = min(bits, _TOP) if isinstance(bits, int) else bits.clamp(max=_TOP)
+        return int8_grouped.nested_linear_int8(codes, row_scale, *stored, level, refit=weight.refit)
+    levels = _per_row(bits, codes.shape[0]).clamp(max=_TOP)
+    return int8_reference.nested_linear_int8(codes, row_scale, *stored, levels, refit=weight.refit)
+
+
+def _is_on_card(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def _on_card(device: torch.device) -> KernelChoice:
+    """What self-tests on a card said so far; they are made when a layout and a number of rows are first met."""
+    if reason := why_not_triton(device):
+        return KernelChoice("grouped", f"{_GROUPED}; no Triton kernel: {reason}")
+    verdicts = [verdict for case, verdict in _triton.verdicts().items() if torch.device(case[0]).type == device.type]
+    declined = next((f"; PyTorch also where {verdict.reason}" for verdict in verdicts if not verdict.is_used), "")
+    if any(verdict.is_used for verdict in verdicts):
+        return KernelChoice("triton", f"Triton straight from the planes, where its self-test was passed{declined}")
+    return KernelChoice("grouped", f"{_GROUPED}{declined}" if verdicts else f"{_GROUPED}; no Triton kernel tried yet")
+
+
+def _describe(case: choice.Case, verdict: choice.Verdict) -> str:
+    planes, group_size, bits, n_rows = case
+    return f"planes {'+'.join(map(str, planes))}, group {group_size}, {bits} bits, {n_rows} rows: {verdict.reason}"
+
+
+def _per_row(bits: int | Tensor, n_rows: int) -> Tensor:
+    return torch.full((n_rows,), bits) if isinstance(bits, int) else bits
 
 
 def _check_levels(weight: NestedTensor, bits: int | Tensor) -> None:

@@ -18,6 +18,16 @@ def head_path(checksum_sha256: str) -> Path:
     return settings.cache_dir() / "heads" / f"{checksum_sha256[:16]}.safetensors"
 
 
+def find_head(checksum_sha256: str) -> Path:
+    """The head of the weights with this checksum: the user's own, else the one that comes with the program.
+
+    There may be neither; then it is the place of the user's own.
+    """
+    own = head_path(checksum_sha256)
+    shipped = settings.data_dir() / "heads" / own.name
+    return shipped if shipped.is_file() and not own.is_file() else own
+
+
 def save_head(head: LearnedHead, path: Path) -> Path:
     """Write a head; an existing file is replaced in one step.
 

@@ -18,6 +18,8 @@ from tapwb.execution.kv_received import ReceivedAttention
 PAGE_TOKENS = 64
 SINK_TOKENS = 4
 WINDOW_TOKENS = 128
+NEVER_SEALED = 1 << 62
+"""A window that no text fills: every token stays at 16 bits."""
 
 
 class TokenBits:
@@ -193,6 +195,16 @@ class TapCacheLayer(CacheLayerMixin):
         if self.is_initialized:
             batch = self._recent(self.keys).shape[0]
             self.batch_select_indices(torch.arange(batch).repeat_interleave(repeats))
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every token stays at 16 bits, however long the text becomes."""
+        return self.window_tokens >= NEVER_SEALED
+
+    def unsealed(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens that are at 16 bits, oldest first, shape (batch, head, token, channel)."""
+        keys = torch.cat([self._recent(self._sink_keys), self._recent(self.keys)], dim=2)
+        return keys, torch.cat([self._recent(self._sink_values), self._recent(self.values)], dim=2)
 
     def downgrade(self) -> None:
         """Bring sealed tokens down to the bits that ``token_bits`` now asks for."""

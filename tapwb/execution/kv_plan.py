@@ -9,12 +9,11 @@ from transformers.cache_utils import Cache
 from tapwb.core.errors import UsageError
 from tapwb.execution.kv_attention import reading_pages
 from tapwb.execution.kv_cache import PAGE_TOKENS, TapCache, TapCacheLayer
+from tapwb.execution.kv_layer import NEVER_SEALED
 from tapwb.execution.kv_page import KV_LEVELS
 from tapwb.execution.kv_received import AdaptiveKv
 from tapwb.plan.budget import budget_plan
 
-#: A window that no text fills: nothing is ever sealed, every token stays at 16 bits.
-_NEVER = 1 << 62
 _HELP = "Write 16, 8, 4, 3, 2, adaptive:MEAN or adaptive:MEAN:received with a mean from 2 to 8, for example adaptive:4."
 #: What :func:`make_cache` calls the importance that the cache itself observes.
 RECEIVED = "received"
@@ -40,7 +39,7 @@ def make_cache(config: Any, kv: str | int, scores: Tensor | None = None) -> Cach
     """
     text = str(kv)
     if text == "16":
-        return TapCache(config, window_tokens=_NEVER)
+        return TapCache(config, window_tokens=NEVER_SEALED)
     if text.isdigit() and int(text) in KV_LEVELS:
         return TapCache(config, int(text))
     kind, _, rest = text.partition(":")
@@ -82,7 +81,7 @@ def attention_of(model: Any, cache: Any) -> AbstractContextManager[None]:
 
 def cache_notes(cache: Cache) -> tuple[str, ...]:
     """What a user must know about the layers that ignore the bits of a cache, one line each; a 16-bit one has none."""
-    if not isinstance(cache, TapCache) or cache.window_tokens == _NEVER:
+    if not isinstance(cache, TapCache) or cache.window_tokens == NEVER_SEALED:
         return ()
     n_layers = len(cache.layers)
     windows = [

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+#: A rung falls short of its level by less than one step of one group; more than this was set by hand.
+_ONE_STEP = 0.05
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerLadder:
@@ -19,6 +22,11 @@ class LayerLadder:
 
     rungs: Mapping[int, Tensor]
     group_weights: tuple[int, ...]
+
+    def recorded(self, level: int) -> int | float:
+        """What a step at this level counts as: the level, or the mean of its rung where that was moved by hand."""
+        mean = float(self.mean_bits(self.rungs[level])[0])
+        return level if abs(mean - level) < _ONE_STEP else round(mean, 4)
 
     def mean_bits(self, bits: Tensor) -> Tensor:
         """Mean over the groups of levels of shape (layer_group, token), shape (token,)."""

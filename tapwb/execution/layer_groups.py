@@ -5,10 +5,11 @@ the roles of one layer differ more than layers do: on SmolLM2-135M, at a mean of
 a sixth of the excess loss of uniform 5, planning four kinds of matrices a layer half of it, and single matrices more.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tapwb.core.errors import ExecutionError
 from tapwb.execution.bits import Bits
@@ -85,6 +86,41 @@ def bytes_read(nested: NestedModel, bits: Bits) -> int:
             elif isinstance(module, TiedHead):
                 total += module.table().bytes_read(8)
     return total
+
+
+@dataclass(frozen=True, slots=True)
+class GroupBytes:
+    """Weight bytes of each layer group by level, looked up where levels are known only after the pass.
+
+    Attributes:
+        fixed: Bytes that every pass reads: the head.
+        by_level: Bytes of each group at each level.
+    """
+
+    fixed: int
+    by_level: tuple[dict[int, int], ...]
+
+    @classmethod
+    def of(cls, nested: NestedModel, levels: Sequence[int]) -> "GroupBytes":
+        """The table of a model whose layer groups are numbered (:func:`assign_layer_groups`)."""
+        n_groups = len(assign_layer_groups(nested))
+        table: tuple[dict[int, int], ...] = tuple(dict.fromkeys(levels, 0) for _ in range(n_groups))
+        fixed = 0
+        for module in nested.model.modules():
+            if isinstance(module, TiedHead):
+                fixed += module.table().bytes_read(8)
+            elif isinstance(module, TokenAdaptiveLinear) and module.fixed_bits is not None:
+                fixed += module.packed().bytes_read(module.fixed_bits)
+            elif isinstance(module, TokenAdaptiveLinear | TokenAdaptiveExperts):
+                row = table[int(module.layer_fraction * n_groups + 1e-6)]
+                for level in levels:
+                    row[level] += sum(p().bytes_read(level) for p in module.modules() if isinstance(p, PackedWeight))
+        return cls(fixed, table)
+
+    def read(self, highest: Tensor) -> int:
+        """Bytes of a pass whose most precise row in each group was at these levels, shape (layer_group, 1)."""
+        levels = highest.flatten().tolist()
+        return self.fixed + sum(row[level] for row, level in zip(self.by_level, levels, strict=True))
 
 
 def _level(bits: Bits) -> int:

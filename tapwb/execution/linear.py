@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tapwb.execution import dispatch
-from tapwb.execution.bits import BitsContext
-from tapwb.execution.level_bias import LevelBias
+from tapwb.execution.bits import Bits, BitsContext
+from tapwb.execution.level_correction import LevelCorrection
 from tapwb.execution.packed import PackedWeight
 from tapwb.quant.nested import NestedTensor
 
@@ -25,7 +25,8 @@ class TokenAdaptiveLinear(nn.Module):
         context: Source of the levels.
         layer_fraction: Depth of the layer in the model, in [0, 1), for plans with several layer groups.
         fixed_bits: A level that overrides the plan (the head is always read at 8 bits), or ``None``.
-        level_bias: Added after the multiplication, depending on the level; from calibration.
+        correction: Of the product, depending on the level; from calibration.
+        site: Name of the layer in its model, for records of what it was fed.
     """
 
     def __init__(
@@ -36,14 +37,15 @@ class TokenAdaptiveLinear(nn.Module):
         *,
         layer_fraction: float = 0.0,
         fixed_bits: int | None = None,
-        level_bias: LevelBias | None = None,
+        correction: LevelCorrection | None = None,
+        site: str = "",
     ) -> None:
         super().__init__()
-        self.packed, self.level_bias = packed, level_bias
+        self.packed, self.correction = packed, correction
         self.in_features, self.out_features = packed.cols, packed.rows
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.layer_fraction, self.fixed_bits = layer_fraction, fixed_bits
-        self._context = context
+        self._context, self.site = context, site
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply.
@@ -55,11 +57,14 @@ class TokenAdaptiveLinear(nn.Module):
             Shape (..., out), in the dtype of ``x``.
         """
         rows = x.reshape(-1, self.in_features)
-        bits = self.fixed_bits or self._context.for_rows(rows.shape[0], self.layer_fraction)
-        y = dispatch.linear(rows, self.packed(), bits)
-        left_over = None if self.level_bias is None else self.level_bias(bits)
-        if left_over is not None:
-            y = y + left_over.to(y.dtype)
+        bits = self.fixed_bits or self._context.for_input(x, self.layer_fraction)
+        product = None if self.fixed_bits else self._context.product  # the head's input stays as it comes
+        if product is None:
+            y = dispatch.linear(rows, self.packed(), bits)
+        else:
+            y = product(rows, self.packed(), bits, self.site)
+        if self.correction is not None:
+            y = self.correction(y, bits)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.reshape(*x.shape[:-1], self.out_features)
@@ -80,6 +85,7 @@ class TokenAdaptiveExperts(nn.Module):
         activation: The gate's activation.
         context: Source of the levels.
         layer_fraction: Depth of the layer in [0, 1).
+        site: Name of the layer in its model.
     """
 
     def __init__(
@@ -90,12 +96,13 @@ class TokenAdaptiveExperts(nn.Module):
         context: BitsContext,
         *,
         layer_fraction: float = 0.0,
+        site: str = "",
     ) -> None:
         super().__init__()
         self.gate_up, self.down = nn.ModuleList(gate_up), nn.ModuleList(down)
         self.act_fn = activation
         self.layer_fraction = layer_fraction
-        self._context = context
+        self._context, self.site = context, site
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Apply each token's experts.
@@ -108,17 +115,21 @@ class TokenAdaptiveExperts(nn.Module):
         Returns:
             Shape (row, hidden).
         """
-        levels = self._context.for_rows(hidden_states.shape[0], self.layer_fraction)
+        levels = self._context.for_input(hidden_states, self.layer_fraction)
         total = torch.zeros_like(hidden_states)
         for expert in top_k_index.unique().tolist():
             if expert >= len(self.gate_up):  # transformers marks padded routes with the number of experts
                 continue
             token, slot = torch.where(top_k_index == expert)
             bits = levels if isinstance(levels, int) else levels[token]
-            gate, up = dispatch.linear(hidden_states[token], self.gate_up[expert](), bits).chunk(2, dim=-1)
-            out = dispatch.linear(self.act_fn(gate) * up, self.down[expert](), bits)
+            gate, up = self._multiply(hidden_states[token], self.gate_up[expert](), bits, "gate_up").chunk(2, dim=-1)
+            out = self._multiply(self.act_fn(gate) * up, self.down[expert](), bits, "down")
             total.index_add_(0, token, (out * top_k_weights[token, slot, None]).to(total.dtype))
         return total
+
+    def _multiply(self, x: Tensor, weight: NestedTensor, bits: Bits, part: str) -> Tensor:
+        product = self._context.product
+        return dispatch.linear(x, weight, bits) if product is None else product(x, weight, bits, f"{self.site}.{part}")
 
 
 class NestedEmbedding(nn.Module):
@@ -157,10 +168,18 @@ class TiedHead(nn.Module):
     """The output head of a model that shares its table with the embedding.
 
     It holds a reference, not a sub-module, so that the table is stored, counted and saved once.
+
+    Args:
+        embedding: The layer with the table.
+        bias: Shape (vocabulary,), or ``None``.
+        correction: Of the logits; from calibration.
     """
 
-    def __init__(self, embedding: NestedEmbedding, bias: Tensor | None = None) -> None:
+    def __init__(
+        self, embedding: NestedEmbedding, bias: Tensor | None = None, correction: LevelCorrection | None = None
+    ) -> None:
         super().__init__()
+        self.correction = correction
         object.__setattr__(self, "_embedding", embedding)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.in_features, self.out_features = embedding.embedding_dim, embedding.num_embeddings
@@ -174,6 +193,8 @@ class TiedHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits, shape (..., vocabulary)."""
         y = dispatch.linear(x.reshape(-1, self.in_features), self.table(), 8)
+        if self.correction is not None:
+            y = self.correction(y, 8)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.reshape(*x.shape[:-1], self.out_features)

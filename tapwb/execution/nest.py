@@ -7,7 +7,7 @@ empty layers a packed checkpoint is loaded into.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from tapwb.core.errors import CorruptWeights, InvalidTensor, UnsupportedModel
+from tapwb.core.heap import large_blocks_apart, trim_heap
 from tapwb.core.jobs import NO_PROGRESS, Progress
 from tapwb.execution.bits import BitsContext
-from tapwb.execution.level_bias import LevelBias
+from tapwb.execution.level_correction import LevelCorrection
 from tapwb.execution.linear import NestedEmbedding, TiedHead, TokenAdaptiveExperts, TokenAdaptiveLinear
 from tapwb.execution.packed import PackedWeight
 from tapwb.quant.calibration import LEVELS as CALIBRATED_LEVELS
@@ -70,6 +71,21 @@ class NestedModel:
                 total += module.table().bytes_read(8)
         return total
 
+    def bits_per_weight(self, bits: int) -> float:
+        """Bits that reading one weight of the linear layers takes at a level, minima and steps counted.
+
+        Embedding and head are not counted: they are read at 8 bits at every level.
+        """
+        nbytes = count = 0
+        for module in self.model.modules():
+            if isinstance(module, TokenAdaptiveExperts) or (
+                isinstance(module, TokenAdaptiveLinear) and not module.fixed_bits
+            ):
+                packed = [p for p in module.modules() if isinstance(p, PackedWeight)]
+                nbytes += sum(p().bytes_read(bits) for p in packed)
+                count += sum(p.rows * p.cols for p in packed)
+        return 8 * nbytes / count
+
 
 def default_group_size(hidden_size: int) -> int:
     """64 columns for narrow models, 128 from a hidden size of 2048 on."""
@@ -83,6 +99,7 @@ def nest_model(
     group_size: int | None = None,
     cells: Mapping[str, CalibratedCells] | None = None,
     is_calibrated: bool = False,
+    dtype: str | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> NestedModel:
     """Replace the weights of ``model`` by nested ones, in place.
@@ -93,6 +110,7 @@ def nest_model(
         group_size: Columns per group; by default 64 below a hidden size of 2048, else 128.
         cells: Calibrated cells by name of the linear layer; layers without get plain ones.
         is_calibrated: On the meta device: the checkpoint has level biases, make room for them.
+        dtype: Of embeddings and of what is not nested, and so of activations; by default as they are.
         progress: Told about every matrix.
 
     Returns:
@@ -114,11 +132,14 @@ def nest_model(
             f"{type(model).__name__} holds no linear layer that can be nested. Load a causal language model."
         )
     progress.stage("quantize weights", total=len(targets) + 1, unit="matrix")
-    walk.replace_tables()
-    progress.advance()
-    for name in targets:
-        walk.replace(name, model.get_submodule(name))
+    with large_blocks_apart():
+        walk.replace_tables()
         progress.advance()
+        for name in targets:
+            walk.replace(name, model.get_submodule(name))
+            progress.advance()
+    _settle_dense(model, None if dtype is None else getattr(torch, dtype))
+    trim_heap()
     handle = NestedModel(model, context, layout, size, walk.kept)
     model.tap = handle
     # What save_pretrained writes, so that from_pretrained builds nested layers again (see hf_quantizer).
@@ -141,11 +162,30 @@ def nestable(model: Any) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
+def table_of(model: Any) -> dict[str, nn.Module]:
+    """The head by the name its cells have: ``"embedding"`` if it shares the embedding's table, ``"head"`` otherwise.
+
+    Empty for a model without a head.
+    """
+    head = model.get_output_embeddings()
+    return {} if head is None else {"embedding" if _is_tied(model) else "head": head}
+
+
 def resident_bytes(module: nn.Module) -> int:
     """Bytes of all parameters and buffers of a module, counted once per storage."""
     held = [t.untyped_storage() for t in _tensors(module) if not t.is_meta]  # meta: on disk, or not there yet
     storages = {storage.data_ptr(): storage.nbytes() for storage in held}
     return sum(storages.values())
+
+
+def _settle_dense(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Copy what was not nested (norms, biases), in its dtype: one view keeps the whole mapped file in memory."""
+    for parameter in model.parameters():
+        if not parameter.is_meta:
+            parameter.data = parameter.data.to(dtype, copy=True) if dtype else parameter.data.clone()
+    for module in model.modules():
+        if dtype and isinstance(module, NestedEmbedding):
+            module.dtype = dtype
 
 
 def _refuse_codes(model: nn.Module) -> None:
@@ -175,7 +215,7 @@ class _Walk:
         is_calibrated: bool,
     ) -> None:
         self.model, self.n_layers, self.layout, self.group_size = model, n_layers, layout, group_size
-        self.context, self.cells, self.is_calibrated = context, cells, is_calibrated
+        self.context, self.cells, self.is_calibrated = context, cells, bool(cells) or is_calibrated
         self.kept: dict[str, str] = {}
 
     def targets(self) -> Iterator[tuple[str, nn.Module]]:
@@ -194,34 +234,39 @@ class _Walk:
             experts: Any = module
             gate_up = [self._pack(f"{name}.gate_up[{i}]", w) for i, w in enumerate(experts.gate_up_proj)]
             down = [self._pack(f"{name}.down[{i}]", w) for i, w in enumerate(experts.down_proj)]
-            new = TokenAdaptiveExperts(gate_up, down, experts.act_fn, self.context, layer_fraction=fraction)
+            new = TokenAdaptiveExperts(gate_up, down, experts.act_fn, self.context, layer_fraction=fraction, site=name)
         else:
             linear: Any = module
             weight = linear.weight.T if type(module).__name__ == "Conv1D" else linear.weight
             bias = None if linear.bias is None else linear.bias.detach()
             packed = self._pack(name, weight)
             new = TokenAdaptiveLinear(
-                packed, bias, self.context, layer_fraction=fraction, level_bias=self._level_bias(name, weight)
+                packed,
+                bias,
+                self.context,
+                layer_fraction=fraction,
+                correction=self._correction(name, weight),
+                site=name,
             )
         self._put(name, new)
 
-    def _level_bias(self, name: str, weight: Tensor) -> LevelBias | None:
-        """What calibration says each level leaves over; empty room for it on the meta device."""
-        levels = [level for level in self.layout.levels if level in CALIBRATED_LEVELS]
-        if weight.is_meta:
-            return LevelBias(levels, weight.shape[0], device="meta") if self.is_calibrated else None
-        if name not in self.cells:
+    def _correction(self, name: str, weight: Tensor, among: Sequence[int] | None = None) -> LevelCorrection | None:
+        """What calibration puts back at each level; room for it on the meta device, zero for plain cells."""
+        if not self.is_calibrated:
             return None
-        table = self.cells[name].level_bias[[CALIBRATED_LEVELS.index(level) for level in levels]]
-        return LevelBias.of(levels, table.to(weight.device))
+        levels = [level for level in among or self.layout.levels if level in CALIBRATED_LEVELS]
+        if weight.is_meta or name not in self.cells:  # a checkpoint has a table for every layer or for none
+            return LevelCorrection(levels, weight.shape[0], device=weight.device)
+        cells, index = self.cells[name], [CALIBRATED_LEVELS.index(level) for level in levels]
+        gain, bias = (table[index].to(weight.device) for table in (cells.level_gain, cells.level_bias))
+        return LevelCorrection.of(levels, gain, bias)
 
     def replace_tables(self) -> None:
         """Replace the input embedding and the head; a tied pair becomes one table."""
         embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
         names = {id(module): name for name, module in self.model.named_modules()}
-        tied = head is not None and bool(
-            head.weight is embedding.weight or self.model.config.get_text_config().tie_word_embeddings
-        )
+        tied = head is not None and _is_tied(self.model)
+        correction = None if head is None else self._correction("embedding" if tied else "head", head.weight, (8,))
         table = NestedEmbedding(
             self._pack("embedding", embedding.weight, TABLE_LAYOUT),
             embedding.weight.dtype,
@@ -233,13 +278,16 @@ class _Walk:
             return
         bias = None if getattr(head, "bias", None) is None else head.bias.detach()
         if tied:
-            self._put(names[id(head)], TiedHead(table, bias))
+            self._put(names[id(head)], TiedHead(table, bias, correction))
             # Nothing is left to tie: the head has no tensor of its own (see TiedHead).
             self.model.all_tied_weights_keys = {}
             self.model._tied_weights_keys = {}
         else:
+            # A file may hold a head of its own although its configuration says otherwise; a saved copy must not.
+            self.model.config.get_text_config().tie_word_embeddings = False
             packed = self._pack("head", head.weight, TABLE_LAYOUT)
-            self._put(names[id(head)], TokenAdaptiveLinear(packed, bias, self.context, fixed_bits=8))
+            new = TokenAdaptiveLinear(packed, bias, self.context, fixed_bits=8, correction=correction)
+            self._put(names[id(head)], new)
 
     def _pack(self, name: str, weight: Tensor, layout: NestedLayout | None = None) -> PackedWeight:
         rows, cols = weight.shape
@@ -261,6 +309,12 @@ class _Walk:
     def _fraction(self, name: str) -> float:
         index = re.search(r"\.(\d+)\.", name)
         return min(int(index.group(1)) / self.n_layers, 0.999999) if index else 0.0
+
+
+def _is_tied(model: Any) -> bool:
+    """One tensor; without tensors yet, the configuration tells."""
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    return bool(head is embedding or (head.is_meta and model.config.get_text_config().tie_word_embeddings))
 
 
 def _is_fused_experts(module: nn.Module) -> bool:

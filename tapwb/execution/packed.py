@@ -40,6 +40,9 @@ class PackedWeight(nn.Module):
         for bits in refit_levels(layout):
             shape = (2, rows, n_groups)
             self.register_buffer(f"refit_{bits}", torch.empty(shape, dtype=torch.int16, device=device))
+        # Looked up once: forward runs for every layer of every decode step.
+        self._plane_names = tuple(f"plane_{index}" for index in range(len(layout.plane_bits)))
+        self._refit_names = {bits: f"refit_{bits}" for bits in refit_levels(layout)}
 
     @classmethod
     def from_nested(cls, nested: NestedTensor) -> "PackedWeight":
@@ -58,13 +61,14 @@ class PackedWeight(nn.Module):
 
         A call, not a property, so that accelerate's hooks can bring offloaded planes in before and out after.
         """
-        low, step = _from_pattern(cast(Tensor, self.group_range))
+        buffers = cast(dict[str, Tensor], self._buffers)
+        low, step = _from_pattern(buffers["group_range"])
         refit = {}
-        for bits in refit_levels(self.layout):
-            scale, offset = _from_pattern(cast(Tensor, getattr(self, f"refit_{bits}")))
+        for bits, name in self._refit_names.items():
+            scale, offset = _from_pattern(buffers[name])
             refit[bits] = (scale, offset)
         return NestedTensor(
-            planes=tuple(getattr(self, f"plane_{i}") for i in range(len(self.layout.plane_bits))),
+            planes=tuple(buffers[name] for name in self._plane_names),
             group_min=low,
             group_step=step,
             refit=refit,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tapwb.core.errors import EmptyPrompt, PromptTooLong
 from tapwb.core.jobs import NO_PROGRESS, Progress
-from tapwb.execution.head_file import head_path, load_head
+from tapwb.execution.head_file import find_head, load_head
 from tapwb.execution.nest import NestedModel
 from tapwb.importance.facts import TokenFacts
 from tapwb.importance.signal import kl_nats
@@ -91,7 +91,7 @@ def collect_facts(
         n_prompt_tokens=None,
         logits=captured.logits if captured else None,
         low_logits=low_logits,
-        head=load_head(head_path(handle.info.checksum_sha256)) if "head" in wanted else None,
+        head=load_head(find_head(handle.info.checksum_sha256)) if "head" in wanted else None,
         hidden_norms=captured.hidden_norms if captured else None,
         attention_received=captured.attention_received if captured else None,
         gradient_x_input=captured.gradient_x_input if captured else None,

@@ -13,7 +13,7 @@ class TokenEvent:
         index: Position in the answer, from 0.
         token_id: The token.
         text: Text that became certain with this token; may be empty while a character is incomplete.
-        bits: Level of the step that produced it.
+        bits: Level of the step that produced it; the mean over weights where each layer decides for itself.
         entropy_nats: Entropy of the distribution it was drawn from.
         step_s: Wall time of the step.
         total: Largest possible number of tokens.
@@ -22,7 +22,7 @@ class TokenEvent:
     index: int
     token_id: int
     text: str
-    bits: int
+    bits: float
     entropy_nats: float
     step_s: float
     total: int
@@ -36,7 +36,7 @@ class Trace:
         prompt_ids: Token ids of the prompt.
         token_ids: Token ids of the answer.
         prompt_bits: Mean level of each prompt token (over layer groups).
-        token_bits: Level of each answer token's step.
+        token_bits: Level of each answer token's step; the mean over weights where each layer decides for itself.
         entropy_nats: Entropy of the distribution behind each answer token.
         prefill_s: Wall time of the pass over the prompt.
         step_s: Wall time of each decode step (one fewer than answer tokens: the first comes from the prefill).
@@ -46,12 +46,14 @@ class Trace:
         finish_reason: ``"stop"`` at an end token, ``"length"`` at the limit, ``"cancelled"``.
         kernel: Which kernel computed the linear layers, and why.
         notes: What a reader must know: clamped levels, replaced signals.
+        extra_rows: Rows that were computed beside those of prompt and answer (guesses and their verification), in rows
+            of this model.
     """
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     prompt_bits: tuple[float, ...]
-    token_bits: tuple[int, ...]
+    token_bits: tuple[float, ...]
     entropy_nats: tuple[float, ...]
     prefill_s: float
     step_s: tuple[float, ...]
@@ -61,6 +63,7 @@ class Trace:
     finish_reason: str
     kernel: KernelChoice
     notes: tuple[str, ...] = ()
+    extra_rows: float = 0.0
 
     @property
     def mean_bits(self) -> float:

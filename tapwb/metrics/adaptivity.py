@@ -69,6 +69,27 @@ def adaptivity_gain_bits(uniform_curve: Mapping[float, float], mean_bits: float,
     return Reading(uniform_bits.value - mean_bits, "bit", _SOURCE)
 
 
+def damage_at_bits(curve: Mapping[float, float], bits: float) -> Measured:
+    """Damage at these bits, between the measured ones of a curve: log-linear, and never extrapolated.
+
+    Args:
+        curve: Damage in nats by mean bits.
+        bits: Where to read it.
+    """
+    points = sorted((float(at), float(value)) for at, value in curve.items())
+    if not points or not points[0][0] - 1e-9 <= bits <= points[-1][0] + 1e-9:
+        span = f"{points[0][0]:g} to {points[-1][0]:g}" if points else "no"
+        return Unavailable(f"{bits:g} bits lie outside what was measured ({span} bits): nothing is extrapolated")
+    for at, value in points:
+        if abs(at - bits) < 1e-9:
+            return Reading(value, "nat", "measured:mean over windows")
+    (low, below), (high, above) = next(pair for pair in itertools.pairwise(points) if pair[1][0] >= bits)
+    if below <= 0 or above <= 0:
+        return Unavailable("a damage that is not positive has no logarithm: measure on more tokens")
+    share = (bits - low) / (high - low)
+    return Reading(math.exp((1 - share) * math.log(below) + share * math.log(above)), "nat", _SOURCE)
+
+
 def oracle_share(gain_bits: Measured, oracle_gain_bits: Measured) -> Measured:
     """Share of the possible gain that was reached: 1 equals the oracle, 0 uniform, negative worse than uniform."""
     if isinstance(gain_bits, Unavailable):

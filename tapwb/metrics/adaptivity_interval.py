@@ -4,7 +4,7 @@ Uniform widths and the adaptive plan saw the same tokens, so a resample takes a 
 at all (a paired bootstrap); most of what differs between windows cancels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -52,10 +52,12 @@ def gain_with_interval(
     if isinstance(gain, Unavailable):
         return gain
 
+    bits = np.array(sorted(rows))
+    together = np.stack([*(rows[at] for at in sorted(rows)), suffered, used])
+
     def statistic(windows: Rows) -> float:
-        index = windows.astype(np.int64)
-        means = {bits: float(values[index].mean()) for bits, values in rows.items()}
-        return _equivalent_bits(means, float(suffered[index].mean())) - float(used[index].mean())
+        *means, damage, spent = map(float, together[:, windows.astype(np.int64)].mean(axis=1))
+        return _equivalent_bits(bits, means, damage) - spent
 
     interval = bootstrap_ci(np.arange(len(used), dtype=np.float64), statistic, n_resamples, seed)
     if isinstance(interval, Unavailable):
@@ -86,13 +88,12 @@ def difference_with_interval(
     return interval.to_reading("nat", "measured:paired-windows")
 
 
-def _equivalent_bits(curve: Mapping[float, float], damage: float) -> float:
+def _equivalent_bits(bits: Rows, means: Sequence[float], damage: float) -> float:
     """As :func:`~tapwb.metrics.adaptivity.equivalent_uniform_bits`, with the end pieces continued.
 
     Only for resamples: the estimate itself is never extrapolated, but a resample may fall just outside the curve.
     """
-    bits = np.array(sorted(curve))
-    logs = np.log(np.maximum([curve[b] for b in bits], 1e-300))
+    logs = np.log(np.maximum(means, 1e-300))
     piece = int(np.clip(np.searchsorted(-logs, -np.log(max(damage, 1e-300))) - 1, 0, len(bits) - 2))
     slope = (logs[piece + 1] - logs[piece]) or -1e-12
     return float(bits[piece] + (np.log(max(damage, 1e-300)) - logs[piece]) / slope * (bits[piece + 1] - bits[piece]))

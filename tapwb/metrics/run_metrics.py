@@ -1,6 +1,7 @@
 """From the trace of one run to the numbers people read: bits, bytes, speed, energy, each with its source."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +35,9 @@ class ReferencePace:
 
 def work_of(trace: Trace, anatomy: ModelAnatomy) -> Work:
     """Bytes and operations of a run: weights read, cache read at its final size once per step, two per parameter."""
-    n_processed = len(trace.prompt_ids) + len(trace.step_s)
+    n_processed = len(trace.prompt_ids) + len(trace.step_s) + trace.extra_rows
     bytes_moved = trace.weight_bytes_read + trace.kv_bytes * len(trace.step_s)
-    return Work(round(bytes_moved), 2 * anatomy.n_parameters * n_processed)
+    return Work(round(bytes_moved), round(2 * anatomy.n_parameters * n_processed))
 
 
 def run_metrics(
@@ -71,7 +72,7 @@ def run_metrics(
         "precision": {
             "request": request,
             "mean_bits": trace.mean_bits,
-            "bits_histogram": {f"{bits:g}": n for bits, n in sorted(Counter(trace.processed_bits).items())},
+            "bits_histogram": _histogram(trace.processed_bits),
             "energy_saved_pct": saved,
             "energy_source": saved.source if isinstance(saved, Reading) else "unavailable",
         },
@@ -113,5 +114,12 @@ def _energy_saved(
     dense_bytes = 2 * anatomy.n_parameters * (1 + n_steps) + trace.kv_baseline_bytes * n_steps
     reference_s = pace.prefill_s_per_token * len(trace.prompt_ids) + pace.decode_s_per_token * n_steps
     mine = estimate_energy_j(work.bytes_moved, work.operations, trace.prefill_s + sum(trace.step_s), device)
-    other = estimate_energy_j(dense_bytes, work.operations, reference_s, device)
+    plain_operations = 2 * anatomy.n_parameters * (len(trace.prompt_ids) + n_steps)
+    other = estimate_energy_j(dense_bytes, plain_operations, reference_s, device)
     return Reading(100 * (1 - mine.value / other.value), "%", f"{SOURCE}, against a timed 16-bit run", n=n_steps)
+
+
+def _histogram(bits_of_tokens: Sequence[float]) -> dict[str, int]:
+    """Tokens by their bits; means over layers that were planned apart are told apart by tenths."""
+    counts = Counter(round(bits, 1) for bits in bits_of_tokens)
+    return {f"{bits:g}": n for bits, n in sorted(counts.items())}

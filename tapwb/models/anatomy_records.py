@@ -130,7 +130,7 @@ class ModelAnatomy:
     @property
     def linear_parameters(self) -> int:
         """Numbers in the matrices, a tied head not counted again."""
-        return sum(s.n_parameters for s in self.linears if not self._shares_embedding(s))
+        return sum(s.n_parameters for s in self.linears if not self.shares_embedding(s))
 
     @property
     def n_parameters(self) -> int:
@@ -169,7 +169,7 @@ class ModelAnatomy:
             width = self.embedding_parameters // self.vocab_size
             total += _matrix_bytes(self.vocab_size, width, embedding_bits, group_size)
         for spec in self.linears:
-            if not self._shares_embedding(spec):
+            if not self.shares_embedding(spec):
                 width_bits = head_bits if spec.role == "head" else bits
                 total += spec.count * _matrix_bytes(spec.out_features, spec.in_features, width_bits, group_size)
         return total
@@ -212,7 +212,8 @@ class ModelAnatomy:
         data["states"] = tuple(StateSpec(**s | {"shape": tuple(s["shape"])}) for s in data["states"])
         return cls(**data)
 
-    def _shares_embedding(self, spec: LinearSpec) -> bool:
+    def shares_embedding(self, spec: LinearSpec) -> bool:
+        """Whether a matrix is the embedding's own tensor."""
         return self.tied_embedding and spec.role == "head"
 
 

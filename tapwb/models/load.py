@@ -11,7 +11,7 @@ from tapwb.core import settings
 from tapwb.core.errors import CorruptWeights, OutOfMemory, UnsupportedModel, UsageError, WeightsRefused
 from tapwb.core.jobs import NO_PROGRESS, Progress
 from tapwb.models.info import LoadedModel, ResolvedModel
-from tapwb.models.memory import DTYPE_BYTES, check_memory, free_memory_bytes, weights_bytes
+from tapwb.models.memory import DTYPE_BYTES, STORED, check_memory, free_memory_bytes, stored_dtype, weights_bytes
 from tapwb.models.quiet import without_progress_bars
 from tapwb.models.resolve import resolve_model
 from tapwb.models.safety import read_config, weight_files
@@ -37,7 +37,8 @@ def load_model(
 
     Args:
         model_id: Catalog name, folder, GGUF file, or Hugging Face id.
-        dtype: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
+        dtype: ``"bfloat16"``, ``"float16"``, ``"float32"``, or ``"stored"`` for the file's own: its weights are then
+            mapped and not copied.
         device: Torch device; ``None`` follows ``TAPWB_DEVICE``, and CUDA where there is one.
         revision: Branch, tag or commit on the hub; the commit is pinned in ``info.revision``.
         allow_pickle: Accept pickle weights (read with ``weights_only=True``).
@@ -56,14 +57,15 @@ def load_model(
         ModelError: If it cannot be found, fetched, trusted or read; see :func:`resolve_model`.
         OutOfMemory: If the weights cannot fit, before anything is allocated.
     """
-    if dtype not in DTYPE_BYTES:
-        raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPE_BYTES)}. Choose one of them.")
+    if dtype not in (*DTYPE_BYTES, STORED):
+        raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPE_BYTES)} and {STORED}. Choose one of them.")
     device = _choose_device(device)
     _use_threads(settings.n_threads())
     resolved = resolve_model(
         model_id, revision=revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, progress=progress
     )
     config, files = read_config(resolved.path), weight_files(resolved.path, allow_pickle=allow_pickle)
+    dtype = stored_dtype(config) if dtype == STORED else dtype
     options: dict[str, Any] = {
         "use_safetensors": files[0].suffix == ".safetensors",
         "trust_remote_code": trust_remote_code,
@@ -83,12 +85,10 @@ def load_model(
 
 
 def _handle(model: Any, resolved: ResolvedModel, device: str, dtype: str, trust_remote_code: bool) -> LoadedModel:
-    from transformers import AutoTokenizer
-
     from tapwb.models.anatomy import anatomy_from_config
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolved.path, trust_remote_code=trust_remote_code)
+        tokenizer = read_tokenizer(resolved.path, trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise UnsupportedModel(
             f"the tokenizer of {resolved.info.id} cannot be read: {_one_line(error)}. Put its tokenizer.json beside "
@@ -96,6 +96,25 @@ def _handle(model: Any, resolved: ResolvedModel, device: str, dtype: str, trust_
         ) from error
     anatomy = anatomy_from_config(model.config)
     return LoadedModel(model.eval(), tokenizer, anatomy, resolved.info, device, dtype)
+
+
+def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer that the folder holds.
+
+    ``AutoTokenizer`` goes by the model type first: a folder of type ``qwen2`` gets the text splitting of Qwen's own
+    tokenizer, whatever its ``tokenizer.json`` says. One that names the plain class means that file as it is.
+
+    Args:
+        folder: Of the model.
+        trust_remote_code: Run Python code that comes with it.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    named = get_tokenizer_config(folder).get("tokenizer_class")
+    if named == PreTrainedTokenizerFast.__name__ and (folder / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def _read_weights(resolved: ResolvedModel, dtype: str, options: dict[str, Any]) -> Any:

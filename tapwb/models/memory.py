@@ -11,7 +11,8 @@ from tapwb.core.units import format_bytes
 from tapwb.models.safetensors_stream import check_safetensors
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_STORED_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+#: Stands for the type that the file has.
+STORED = "stored"
 
 
 def weights_bytes(files: list[Path], config: dict[str, Any], dtype: str) -> int:
@@ -23,8 +24,13 @@ def weights_bytes(files: list[Path], config: dict[str, Any], dtype: str) -> int:
         dtype: Type they will have in memory.
     """
     stored = sum(check_safetensors(p) if p.suffix == ".safetensors" else p.stat().st_size for p in files)
-    stored_dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    return stored * DTYPE_BYTES[dtype] // _STORED_BYTES.get(stored_dtype, 2)
+    return stored * DTYPE_BYTES[dtype] // DTYPE_BYTES[stored_dtype(config)]
+
+
+def stored_dtype(config: dict[str, Any]) -> str:
+    """Type of the weights in their file, by ``config.json``; types of one byte are read as two."""
+    named = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    return named if named in DTYPE_BYTES else "bfloat16"
 
 
 def free_memory_bytes(device: str) -> int:

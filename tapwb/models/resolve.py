@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tapwb.core.errors import DownloadFailed, ModelNotFound, UnsupportedModel, WeightsRefused
+from tapwb.core.errors import ChecksumMismatch, DownloadFailed, ModelNotFound, UnsupportedModel, WeightsRefused
 from tapwb.core.jobs import NO_PROGRESS, Progress
+from tapwb.core.reading import Unavailable
 from tapwb.core.settings import cache_dir
 from tapwb.models import hub
 from tapwb.models.cache_folder import ensure_folder, is_complete, read_manifest
@@ -18,6 +19,7 @@ from tapwb.models.catalog import CatalogEntry, WheelSource, catalog
 from tapwb.models.checksum import file_sha256, folder_sha256
 from tapwb.models.info import ModelInfo, ResolvedModel
 from tapwb.models.safety import check_remote_code, read_config, weight_files
+from tapwb.models.zoo import zoo_folder
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -71,6 +73,8 @@ def _from_catalog(
     folder = cache_dir() / "models" / entry.id
     if entry.tiny_family:
         return _tiny(entry, folder, progress)
+    if entry.weights_sha256:
+        return _from_data(entry, entry.weights_sha256, progress)
     if revision is None and is_complete(folder):
         return _from_manifest(entry.id, folder)
     reason: object = "it is not on the hub"
@@ -124,6 +128,24 @@ def _tiny(entry: CatalogEntry, folder: Path, progress: Progress) -> ResolvedMode
 
     ensure_folder(folder, build, needed_bytes=8_000_000, progress=progress)
     return _from_manifest(entry.id, folder)
+
+
+def _from_data(entry: CatalogEntry, weights_sha256: str, progress: Progress) -> ResolvedModel:
+    """A model that was trained here and lies in the project's data folder."""
+    folder = zoo_folder(entry.id)
+    if isinstance(folder, Unavailable):
+        raise ModelNotFound(
+            f"{entry.id} lies in the project's data folder: {folder.reason} Or train it (tapwb train-tiny {entry.id} "
+            "--folder F) and give that folder as the model."
+        )
+    checksum = folder_sha256(weight_files(folder), progress)
+    if checksum != weights_sha256:
+        raise ChecksumMismatch(
+            f"the weights in {folder} have SHA-256 {checksum[:16]}..., expected {weights_sha256[:16]}.... Restore "
+            "them from version control, or load your own by the path of their folder."
+        )
+    info = ModelInfo(entry.id, entry.title, "local", checksum, folder, "data", entry.licence)
+    return ResolvedModel(folder, info)
 
 
 def _from_gguf(name: str, path: Path, progress: Progress) -> ResolvedModel:

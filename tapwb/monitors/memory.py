@@ -5,7 +5,6 @@ gives the mark of one block of code, and misses peaks shorter than its interval.
 frees what it caused itself; a leak in somebody else's code it can find (``leak.py``), not mend.
 """
 
-import ctypes
 import gc
 import sys
 import threading
@@ -16,6 +15,7 @@ from typing import Any, Self
 import psutil
 
 from tapwb.core.errors import UsageError
+from tapwb.core.heap import trim_heap
 from tapwb.core.reading import Measured, Reading, Unavailable
 from tapwb.monitors.leak import LeakReport, detect_leak
 
@@ -152,7 +152,7 @@ class MemoryTracker:
         torch = self._torch()
         if torch is not None:
             torch.cuda.empty_cache()
-        _trim_heap()
+        trim_heap()
         held_after = self._device_bytes("memory_reserved")
         change = held_after
         if isinstance(held_after, Reading) and isinstance(held_before, Reading):
@@ -202,11 +202,3 @@ def _process_peak() -> Measured:
         return Unavailable("this system keeps no high-water mark of a process")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return _bytes(peak if sys.platform == "darwin" else peak * 1024, "process-maxrss")  # Linux counts in KiB
-
-
-def _trim_heap() -> None:
-    """Ask glibc to return free pages; other systems have no such call and need none."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

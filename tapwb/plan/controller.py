@@ -7,11 +7,12 @@ levels (hysteresis), and finally never lets the account leave a band. The first 
 band is the promise: after n tokens the mean is off by at most ``band_bits / n``, whatever the scores were.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tapwb.core.errors import BudgetError, PlanError
-from tapwb.plan.damage import bits_offset, check_spread
+from tapwb.plan.damage import DAMAGE_PER_BIT, bits_offset, check_spread
 from tapwb.plan.precision_plan import plan_levels
 
 #: The promise: relative distance of the running mean from the target after this many tokens.
@@ -184,3 +185,59 @@ class PrecisionController:
         state = self._state
         recent = state.recent_bits + _RECENT * (bits - self.target_mean_bits - state.recent_bits)
         self._state = ControllerState(state.n_tokens + 1, state.total_bits + bits, recent, bits)
+
+
+class BudgetKeeper:
+    """Keeps the mean of levels that are chosen by cuts: says by how much to raise the cuts of the next pass.
+
+    For deciders that see no score of the whole token, as the gates of a per-layer router. The correction is that of
+    :class:`PrecisionController`, turned into nats of log-damage; beyond a band it turns hard and only the lowest (or
+    highest) levels are left, so that after n tokens the mean is off by at most ``(band_bits + widest step) / n``.
+
+    Args:
+        target_mean_bits: Mean to keep.
+        gains: Strength of the corrections.
+
+    Raises:
+        BudgetError: If the mean is not positive.
+    """
+
+    def __init__(self, target_mean_bits: float, gains: ControllerGains | None = None) -> None:
+        if not target_mean_bits > 0:
+            raise BudgetError(f"a mean of {target_mean_bits:g} bits cannot be kept. Choose a positive one.")
+        self.target_mean_bits = float(target_mean_bits)
+        self.gains = gains or ControllerGains()
+        self.n_tokens, self.total_bits, self._recent_bits = 0, 0.0, 0.0
+
+    @property
+    def band_bits(self) -> float:
+        """Most bits that may be over- or underspent in total before the correction turns hard."""
+        return _BAND_SHARE * MEAN_TOLERANCE * SETTLED_AFTER_TOKENS * self.target_mean_bits
+
+    @property
+    def overspent_bits(self) -> float:
+        """Bits spent beyond the target so far; negative if bits are left over."""
+        return self.total_bits - self.target_mean_bits * self.n_tokens
+
+    @property
+    def mean_bits(self) -> float:
+        """Mean over the tokens so far; the target before the first."""
+        return self.total_bits / self.n_tokens if self.n_tokens else self.target_mean_bits
+
+    def shift_nats(self) -> float:
+        """How much to take off every log-damage before it meets the cuts; infinite outside the band."""
+        if abs(self.overspent_bits) > self.band_bits:
+            return math.copysign(math.inf, self.overspent_bits)
+        correction = self.gains.proportional * self._recent_bits + self.gains.integral * self.overspent_bits
+        return correction * math.log(DAMAGE_PER_BIT)
+
+    def account(self, mean_bits: float, n_tokens: int = 1) -> None:
+        """Note what a pass was read with.
+
+        Args:
+            mean_bits: Mean over its tokens.
+            n_tokens: Their number.
+        """
+        self.n_tokens += n_tokens
+        self.total_bits += mean_bits * n_tokens
+        self._recent_bits += (1 - (1 - _RECENT) ** n_tokens) * (mean_bits - self.target_mean_bits - self._recent_bits)

@@ -125,6 +125,10 @@ class PrecisionPlan:
         """Mean over the layer groups of one token, weighted as in :attr:`mean_bits`."""
         return float(self._over_groups(self.bits[:, index].double()))
 
+    def rounded_token_bits(self) -> list[int]:
+        """For each token its mean over the layer groups as a whole number: what a small label under it can say."""
+        return [round(value) for value in self._over_groups(self.bits.double()).tolist()]
+
     def _over_groups(self, values: Tensor) -> Tensor:
         if self.group_weights is None:
             return values.mean(dim=0)

@@ -81,6 +81,13 @@ def make_plan(
         token_ids, special_ids, n_prompt_tokens = facts.token_ids[row], facts.special_ids, facts.n_prompt_tokens
     length = _length(importance, token_ids, n_tokens, row)
     text_id = None if token_ids is None else text_fingerprint(token_ids)
+    if request.kind == "best":
+        raise PlanError(f"{str(request)!r} stands for another request on each model. Ask engine.plan, which knows it.")
+    if request.is_routed:
+        raise PlanError(
+            f"{str(request)!r} is decided by what each layer is fed, so there is no plan before the pass. Run it "
+            "(generate, eval perplexity), or plan with adaptive:MEAN or layers:MEAN."
+        )
     if request.kind == "plan":
         return _from_file(request, length, text_id)
     if request.kind in ("uniform", "reference"):

@@ -43,7 +43,7 @@ def layer_token_map(
             f"{words['value']}: %{{z:.2f}}<extra></extra>"
         ),
     }
-    layout = _layout(words["title"], words["token"], words["layer"], dark)
+    layout = figure_layout(words["title"], words["token"], words["layer"], dark)
     return {"data": [heat], "layout": layout}
 
 
@@ -63,10 +63,11 @@ def bits_histogram(counts: dict[int, int], words: dict[str, str], *, dark: bool 
         "textposition": "auto",
         "marker": {"color": "#8ec5ff" if dark else "#0b57b0"},
     }
-    return {"data": [bars], "layout": _layout(words["title"], "", words["tokens"], dark, height=240)}
+    return {"data": [bars], "layout": figure_layout(words["title"], "", words["tokens"], dark, height=240)}
 
 
-def _layout(title: str, x: str, y: str, dark: bool, height: int = 380) -> dict[str, Any]:
+def figure_layout(title: str, x: str, y: str, dark: bool, height: int = 380) -> dict[str, Any]:
+    """Colours, type and margins that all figures of the dashboard share."""
     scheme = "dark" if dark else "light"
     axis = {"gridcolor": _GRID[scheme], "zeroline": False, "automargin": True}
     return {

@@ -6,6 +6,7 @@ them without the notebook's author keeping a list.
 
 import hashlib
 import html
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +23,16 @@ from tapwb.views.shown import show_text as show_text
 
 if TYPE_CHECKING:
     from tapwb.engine import Scored, TAPEngine
+    from tapwb.evals.cell_ablation import AblationSettings, AblationTable
+    from tapwb.evals.kv_pages import CachePicture
+    from tapwb.evals.kv_table import KvTable
+    from tapwb.evals.pareto import ParetoSettings
+    from tapwb.evals.pareto_table import ParetoTable
     from tapwb.evals.perplexity import PerplexityTable
+    from tapwb.evals.speculation_bench import SpeculationTable
+    from tapwb.execution.speculative.records import Round
     from tapwb.plan.precision_plan import PrecisionPlan
+    from tapwb.views.dial import Dial
     from tapwb_widgets.token_strip import AnswerDiff, TokenStrip
 
 wait_without_spinning()  # a notebook imports this before anything that imports torch
@@ -204,6 +213,149 @@ def compare_precisions(
         return evaluate_perplexity(
             model_id, text, requests, context=context, windows=windows, seed=seed, progress=progress
         )
+
+
+def budget_dial(
+    engine: "TAPEngine", scored: "Scored", means: Sequence[float], signal: str, start: float | None = None
+) -> "Dial":
+    """A slider over budgets; each stop shows the tokens' bits, what they read, and what layers would get instead.
+
+    Args:
+        engine: With the model loaded.
+        scored: From ``engine.score`` with ``signal``.
+        means: Stops, bits.
+        signal: What chooses the tokens.
+        start: Stop to begin at.
+    """
+    from tapwb.evals.budget_stops import budget_stops, layer_damage_at_hand
+    from tapwb.views.dial import Dial
+
+    stops = budget_stops(engine, scored, means, signal, layer_damage_at_hand(engine))
+    pages = []
+    for stop in stops:
+        counts = {f"{bits} bits": count for bits, count in stop.plan.histogram().items() if count}
+        tokens = show_table(["tokens", "count"], list(counts.items()), title="Tokens")
+        shares = stop.layers if isinstance(stop.layers, dict) else {}
+        rows: list[list[Any]] = [[f"weights at {bits} bits", f"{share:.1%}"] for bits, share in shares.items()]
+        rows.append(["perplexity ratio to expect", stop.layers_ratio])
+        facts: list[list[Any]] = [["mean bits", stop.plan.mean_bits]]
+        facts.append(["weight bytes read per token", stop.bytes_per_token])
+        strip = show_tokens(engine, scored, stop.plan)
+        parts = [show_table(["", "value"], facts), tokens, show_table(["layers instead", ""], rows, title="Layers")]
+        pages.append((f"{stop.mean_bits:g}", stacked(Shown({"text/html": strip.to_html(), "text/plain": ""}), *parts)))
+    return Dial("mean bits", pages, None if start is None else f"{start:g}")
+
+
+def stacked(*parts: Shown) -> Shown:
+    """Several things, one under the other."""
+    return Shown(
+        {
+            "text/html": "".join(str(part.bundle["text/html"]) for part in parts),
+            "text/plain": "\n".join(str(part.bundle["text/plain"]) for part in parts if part.bundle["text/plain"]),
+        }
+    )
+
+
+def measure_curve(model_id: str, text: str, settings: "ParetoSettings") -> "ParetoTable":
+    """Quality against mean bits with every control, with a progress line."""
+    from tapwb.evals.pareto import measure_pareto
+
+    with NotebookProgress() as progress:
+        return measure_pareto(model_id, text, settings, progress=progress)
+
+
+def measure_caches(model_id: str, text: str, **settings: Any) -> "KvTable":
+    """Caches side by side, with a progress line; settings of :func:`tapwb.evals.kv_bench.evaluate_kv`."""
+    from tapwb.evals.kv_bench import evaluate_kv
+
+    with NotebookProgress() as progress:
+        return evaluate_kv(model_id, text, progress=progress, **settings)
+
+
+def picture_of_cache(model_id: str, text: str, kv: str, context: int) -> "CachePicture":
+    """Bits of every cached token, with a progress line."""
+    from tapwb.evals.kv_pages import picture_cache
+
+    with NotebookProgress() as progress:
+        return picture_cache(model_id, text, kv, context=context, progress=progress)
+
+
+def watch_guesses(
+    engine: "TAPEngine", prompt: str, max_new_tokens: int, speculate: str
+) -> "tuple[str, dict[str, Any], list[tuple[Round, str]]]":
+    """Generate at 8 bits with guesses; the answer, its metrics, and every round with the text it added."""
+    rounds: list[tuple[Round, str]] = []
+    loaded = engine.loaded
+    decode = loaded.tokenizer.decode if loaded is not None else str
+
+    def note(one: "Round", record: Any) -> None:
+        rounds.append((one, str(decode(list(one.token_ids)))))
+
+    with NotebookProgress() as progress:
+        text, metrics = engine.generate(
+            prompt, max_new_tokens, precision="8", speculate=speculate, on_round=note, progress=progress
+        )
+    return text, metrics, rounds
+
+
+def measure_guessers(model_id: str, *, prompt_tokens: int, new_tokens: int, **settings: Any) -> "SpeculationTable":
+    """Guessers side by side on the texts that come with the program, with a progress line.
+
+    Args:
+        model_id: Catalog name, folder, GGUF file or Hugging Face id.
+        prompt_tokens: Tokens of each prompt.
+        new_tokens: Tokens of each answer.
+        **settings: Of :func:`tapwb.evals.speculation_bench.measure_speculation`.
+    """
+    from tapwb.engine.layer_sensitivity import calibration_text
+    from tapwb.evals.speculation_bench import SpeculationTask, measure_speculation
+
+    task = SpeculationTask(prompt_tokens, (new_tokens,))
+    text = calibration_text()
+    note_data("data/calibration", text.encode())
+    with NotebookProgress() as progress:
+        return measure_speculation(model_id, text, task=task, progress=progress, **settings)
+
+
+def ablate_cells(model_id: str, settings: "AblationSettings") -> "tuple[AblationTable, AblationTable]":
+    """Parts of the calibrated cells, then their calibration texts, on texts that come with the program."""
+    from tapwb.evals.cell_ablation import ablate_parts, ablate_texts, shipped_texts
+
+    calibration, texts = shipped_texts()
+    for name, text in (calibration | {f"{name}, to judge": text for name, text in texts.items()}).items():
+        note_data(name, text.encode())
+    with NotebookProgress() as progress:
+        parts = ablate_parts(model_id, calibration["prose"], texts["prose"], settings, progress=progress)
+        return parts, ablate_texts(model_id, calibration, texts, settings, progress=progress)
+
+
+def saved_results(name: str) -> list[dict[str, Any]]:
+    """Records of a file in ``data/results``, its checksum remembered for the provenance.
+
+    Args:
+        name: For example ``"pareto-smollm2-135m"``.
+
+    Raises:
+        UsageError: If there is no such file.
+    """
+    from tapwb.core.errors import UsageError
+    from tapwb.core.settings import data_dir
+
+    folder = data_dir() / "results"
+    if not (folder / f"{name}.jsonl").is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.jsonl")))
+        raise UsageError(f"no saved results {name!r}. There are: {known or 'none'}.")
+    content = (folder / f"{name}.jsonl").read_bytes()
+    note_data(f"data/results/{name}.jsonl", content)
+    return [json.loads(line) for line in content.decode().splitlines() if line.strip()]
+
+
+def measured_where(record: Mapping[str, Any]) -> str:
+    """One line on when and where a saved record was measured."""
+    known = record["provenance"]
+    return (
+        f"measured {known['utc'][:10]} on {known['device']}, {known['threads']} thread(s), tapwb {known['commit'][:8]}"
+    )
 
 
 def show_provenance() -> Shown:

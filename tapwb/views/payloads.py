@@ -93,6 +93,7 @@ def strip_fields(
     special: Collection[int] = (),
     scores: Sequence[float] = (),
     bits: Sequence[int] = (),
+    kept: Sequence[str] = (),
     signal: str = "",
 ) -> dict[str, Any]:
     """Fields of the token strip widget, ready for either home and for its static form.
@@ -103,6 +104,7 @@ def strip_fields(
         special: Indices of control tokens.
         scores: Importance of each token in [0, 1], if known.
         bits: Bits of each token, if planned.
+        kept: For each token, why its bits are not those of its importance, or nothing.
         signal: Name of the signal behind the scores.
     """
     cells = token_cells(tokens, special)
@@ -119,6 +121,7 @@ def strip_fields(
         "special": sorted(int(index) for index in special),
         "scores": [round(float(score), 4) for score in scores],
         "bits": [int(value) for value in bits],
+        "kept": list(kept),
         "signal": signal,
     }
 

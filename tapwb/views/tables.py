@@ -14,6 +14,7 @@ from tapwb.core.units import format_bytes, format_count, format_joules, format_s
 from tapwb.importance.analyzer import TokenImportance, rank_correlation
 from tapwb.models.anatomy_records import ModelAnatomy
 from tapwb.plan.capacity import FitRow
+from tapwb.views.borrowed_words import role_words, source_words
 from tapwb.views.i18n import Translate
 
 TABLE_CSS = """
@@ -23,7 +24,8 @@ TABLE_CSS = """
 .tapwb-table th, .tapwb-table td {
   padding: 5px 10px; border-bottom: 1px solid #d4d7dd; text-align: left; vertical-align: top;
 }
-.tapwb-table thead th { font-weight: 600; white-space: nowrap; }
+.tapwb-table thead th { font-weight: 600; vertical-align: bottom; }
+.tapwb-table td:first-child { white-space: nowrap; }
 .tapwb-table .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .tapwb-table .quiet { color: #5a5e66; font-size: 12.5px; }
 .tapwb-dark .tapwb-table, .tapwb-dark .tapwb-table caption { color: #e8eaed; }
@@ -98,9 +100,11 @@ def bytes_table(anatomy: ModelAnatomy, mean_bits: float, measured: Reading | Non
 def parts_table(anatomy: ModelAnatomy, _: Translate) -> Table:
     """Every kind of matrix, cache and state of a model."""
     full = max(1, anatomy.n_parameters)
+    # A tied head is the embedding's own tensor: its numbers are counted once, in the row of the embedding.
     rows = [
-        (spec.role, f"{spec.out_features} × {spec.in_features}", str(spec.count), format_count(spec.n_parameters),
-         f"{spec.n_parameters / full:.1%}")
+        (role_words(spec.role, _), f"{spec.out_features} × {spec.in_features}", str(spec.count),
+         *((_("the token embedding's"), "") if anatomy.shares_embedding(spec)
+           else (format_count(spec.n_parameters), f"{spec.n_parameters / full:.1%}")))
         for spec in anatomy.linears
     ]  # fmt: skip
     rows.append(
@@ -181,14 +185,8 @@ def run_table(
     for label, read in _RUN_ROWS:
         values = [read(m) if m else ("…", "") for m in (candidate, baseline)]
         source = values[0][1] or values[1][1]
-        rows.append((_(label), values[0][0], values[1][0], localized_source(source, _)))
+        rows.append((_(label), values[0][0], values[1][0], source_words(source, _)))
     return Table((_("Reading"), *titles, _("Source")), rows, "", frozenset((1, 2)), frozenset((3,)))
-
-
-def localized_source(source: str, _: Translate) -> str:
-    """``measured:`` and ``estimated:`` in the reader's language; the instrument's name as it is."""
-    kind, colon, rest = source.partition(":")
-    return f"{_(kind)}: {rest}" if colon else _(source) if source else ""
 
 
 def as_text(value: Any) -> tuple[str, str]:

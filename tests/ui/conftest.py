@@ -113,6 +113,15 @@ def wait_until(is_true: Callable[[], Any], timeout_s: float = 30) -> None:
         time.sleep(0.05)
 
 
+@pytest.fixture
+def slow_steps() -> Iterator[None]:
+    """Jobs that write take seconds, not milliseconds: there is time to look at them, and to stop them."""
+    from tapwb.execution import dispatch
+
+    with dispatch.force("reference", "slow on purpose"):
+        yield
+
+
 @pytest.fixture(name="wait_until")
 def wait_until_fixture() -> Callable[..., None]:
     """Wait for a Python condition."""

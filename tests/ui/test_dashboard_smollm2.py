@@ -39,7 +39,7 @@ def test_from_model_to_run(smollm2_path: Path, dashboard: Any, open_page: Any, w
     texts = page.locator(".tapwb-answer-text")
     wait_until(lambda: texts.nth(1).text_content() == workbench.reference_text)
     assert texts.nth(0).text_content() == workbench.run_text != ""
-    page.get_by_text("estimated: bytes-and-ops").first.wait_for()
+    page.get_by_text("estimated: bytes and operations").first.wait_for()
     metrics = workbench.run_result.metrics
     assert metrics["memory"]["weights_bytes"] < 0.6 * metrics["memory"]["baseline_weights_bytes"]
     page.screenshot(path=tmp_path / "run.png")

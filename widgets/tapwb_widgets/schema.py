@@ -45,6 +45,7 @@ TOKEN_STRIP = (
     Field("special", list, [], "Indices of tokens that steer the model and are no text."),
     Field("scores", list, [], "For each token, its importance in [0, 1]; empty: no tint."),
     Field("bits", list, [], "For each token, its bits; empty: no underline."),
+    Field("kept", list, [], "For each token, why its bits are not those of its importance; empty: they are."),
     Field("signal", str, "", "What the importance was measured by, as people read it."),
     Field("gamma", float, 1.0, "Exponent of the tint: below 1 brings out small scores."),
     Field("granularity", str, "token", "What is tinted and selected as one: token, word or line."),
@@ -68,6 +69,16 @@ ANSWER_DIFF = (
     Field("color_scheme", str, "auto", "light, dark, or auto to follow the page or the system."),
 )
 
+DATA_TABLE = (
+    Field("columns", list, [], "Headings."),
+    Field("rows", list, [], "For each row, its cells as text."),
+    Field("numbers", list, [], "Indices of the columns that hold numbers: to the right, and sorted as numbers."),
+    Field("label", str, "", "What the table is called when it is read aloud."),
+    Field("empty", str, "", "What to say while there are no rows."),
+    Field("color_scheme", str, "auto", "light, dark, or auto to follow the page or the system."),
+    Field("selected", int, -1, "Index in `rows` of the selected row, however it is sorted; -1: none.", True),
+)
+
 #: The words of the token strip, to be translated by whoever shows it.
 TOKEN_STRIP_LABELS = (
     "Tokens",
@@ -81,6 +92,7 @@ TOKEN_STRIP_LABELS = (
     "less important",
     "more important",
     "underline and small number: bits",
+    "bits kept, whatever the importance",
     "No tokens yet.",
 )
 

@@ -4,12 +4,12 @@ Everything that comes from a model or a user is escaped here, in one place, by :
 """
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
 from tapwb_widgets.palette import N_STEPS, step_of
-from tapwb_widgets.schema import ANSWER_DIFF, TOKEN_STRIP, defaults
+from tapwb_widgets.schema import ANSWER_DIFF, DATA_TABLE, TOKEN_STRIP, defaults
 from tapwb_widgets.styles import widget_css
 
 _SIGNS = {" ": "␣", "\n": "↵", "\t": "⇥"}
@@ -38,7 +38,7 @@ def static_html(fields: Mapping[str, Any]) -> str:
     """
     values = {**defaults(TOKEN_STRIP), **fields}
     pieces, scores, bits = values["pieces"], values["scores"], values["bits"]
-    for name in ("scores", "bits"):
+    for name in ("scores", "bits", "kept"):
         if values[name] and len(values[name]) != len(pieces):
             raise ValueError(f"{len(values[name])} {name} for {len(pieces)} tokens")
     cells = values["cells"] or list(pieces)
@@ -80,6 +80,31 @@ def static_diff_html(fields: Mapping[str, Any]) -> str:
     )
 
 
+def static_table_html(fields: Mapping[str, Any]) -> str:
+    """A table as HTML, in the order of its rows.
+
+    Args:
+        fields: Values of ``schema.DATA_TABLE``; missing ones take their default.
+    """
+    values = {**defaults(DATA_TABLE), **fields}
+
+    def cells(texts: Sequence[Any], name: str) -> str:
+        kinds = (' class="tapwb-data-number"' if column in values["numbers"] else "" for column in range(len(texts)))
+        return "".join(f"<{name}{kind}>{_safe(text)}</{name}>" for kind, text in zip(kinds, texts, strict=True))
+
+    body = "".join(
+        f'<tr aria-selected="{str(index == values["selected"]).lower()}">{cells(row, "td")}</tr>'
+        for index, row in enumerate(values["rows"])
+    )
+    body = body or f'<tr><td class="tapwb-data-empty" colspan="99">{_safe(values["empty"])}</td></tr>'
+    return (
+        f"<style>{widget_css('data_table')}</style>"
+        f'<div class="tapwb-data" data-scheme="{_safe(values["color_scheme"])}">'
+        f'<table class="tapwb-data-table" aria-label="{_safe(values["label"])}">'
+        f"<thead><tr>{cells(values['columns'], 'th')}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
 def _cell(text: str, tokens: list[int], values: Mapping[str, Any]) -> str:
     scores, bits = values["scores"], values["bits"]
     classes = ["tapwb-cell"]
@@ -87,6 +112,8 @@ def _cell(text: str, tokens: list[int], values: Mapping[str, Any]) -> str:
         classes.append("tapwb-special")
     if scores:
         classes.append(f"tapwb-i{step_of(sum(scores[t] for t in tokens) / len(tokens), values['gamma'])}")
+    if values["kept"] and any(values["kept"][t] for t in tokens):
+        classes.append("tapwb-kept")
     bars = (
         "".join(f'<i class="tapwb-bar" style="height:{_bar_px(bits[t], len(tokens))}px"></i>' for t in tokens)
         if bits
@@ -110,6 +137,8 @@ def _describe(token: int, values: Mapping[str, Any]) -> str:
         parts.append(f"{_plain(values, 'importance')}: {values['scores'][token]:.2f}")
     if values["bits"]:
         parts.append(f"{_plain(values, 'bits')}: {values['bits'][token]}")
+    if values["kept"] and values["kept"][token]:
+        parts.append(str(values["kept"][token]))
     return ", ".join(parts)
 
 
@@ -122,6 +151,9 @@ def _legend(values: Mapping[str, Any], *, tinted: bool, underlined: bool) -> str
         parts.append(f"<span>{_label(values, 'more important')}</span>")
     if underlined:
         parts.append(f'<span class="tapwb-note">{_label(values, "underline and small number: bits")}</span>')
+    if any(values["kept"]):
+        sign = '<i class="tapwb-kept-sign" aria-hidden="true"></i>'
+        parts.append(f'<span class="tapwb-note">{sign} {_label(values, "bits kept, whatever the importance")}</span>')
     return f'<div class="tapwb-legend">{"".join(parts)}</div>'
 
 

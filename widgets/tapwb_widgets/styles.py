@@ -12,7 +12,7 @@ def widget_css(name: str, *, with_font: bool = True) -> str:
     """The style sheet of one widget.
 
     Args:
-        name: ``"token_strip"`` or ``"answer_diff"``.
+        name: ``"token_strip"``, ``"answer_diff"`` or ``"data_table"``.
         with_font: Whether to write the Thai font into it. A shadow root ignores ``@font-face``, so the dashboard
             declares the font once for the whole page instead.
     """

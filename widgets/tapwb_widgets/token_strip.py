@@ -6,8 +6,8 @@ from typing import Any
 import anywidget
 import traitlets
 
-from tapwb_widgets.schema import ANSWER_DIFF, STATIC, TOKEN_STRIP, Field
-from tapwb_widgets.static_html import static_diff_html, static_html
+from tapwb_widgets.schema import ANSWER_DIFF, DATA_TABLE, STATIC, TOKEN_STRIP, Field
+from tapwb_widgets.static_html import static_diff_html, static_html, static_table_html
 from tapwb_widgets.styles import widget_css
 
 _TRAITS = {
@@ -74,6 +74,22 @@ class AnswerDiff(_Static):
     def to_html(self) -> str:
         """Both texts as static HTML."""
         return static_diff_html(self.fields())
+
+
+class DataTable(_Static):
+    """Rows of text, sorted by their headings, one selected; fields as in ``schema.DATA_TABLE``."""
+
+    _esm = STATIC / "data_table.js"
+    _css = widget_css("data_table")
+    locals().update(_traits(DATA_TABLE))
+
+    def fields(self) -> dict[str, Any]:
+        """Present value of every shared field."""
+        return {f.name: getattr(self, f.name) for f in DATA_TABLE}
+
+    def to_html(self) -> str:
+        """The table as static HTML."""
+        return static_table_html(self.fields())
 
 
 def token_strip(fields: Mapping[str, Any]) -> TokenStrip:

@@ -8,7 +8,7 @@ from typing import Any
 import param
 from panel.custom import AnyWidgetComponent
 
-from tapwb_widgets.schema import ANSWER_DIFF, STATIC, TOKEN_STRIP, Field
+from tapwb_widgets.schema import ANSWER_DIFF, DATA_TABLE, STATIC, TOKEN_STRIP, Field
 from tapwb_widgets.styles import widget_css
 
 _PARAMETERS = {
@@ -39,3 +39,11 @@ class AnswerDiff(AnyWidgetComponent):
     _esm = STATIC / "answer_diff.js"
     _stylesheets = [widget_css("answer_diff", with_font=False)]  # noqa: RUF012 - Panel reads this class attribute
     locals().update(_parameters(ANSWER_DIFF))
+
+
+class DataTable(AnyWidgetComponent):
+    """Rows of text, sorted by their headings, one selected; parameters as in ``schema.DATA_TABLE``."""
+
+    _esm = STATIC / "data_table.js"
+    _stylesheets = [widget_css("data_table", with_font=False)]  # noqa: RUF012 - Panel reads this class attribute
+    locals().update(_parameters(DATA_TABLE))

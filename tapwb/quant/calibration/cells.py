@@ -6,6 +6,8 @@ best takes a quarter off the squared error of Gaussian weights, and far more whe
 their own. The score of a grid is the sum over all levels, so that no level is bought with another.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,8 +22,8 @@ WIDTHS = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0, 1.04, 1.08)
 N_SHIFTS = 16
 #: Share of the mean importance that every column gets: columns that the text did not use are not free.
 FLOOR = 0.3
-#: Weights per block: the temporaries of one step stay in the processor's cache.
-_BLOCK_WEIGHTS = 1 << 17
+#: Weights per block: enough that a step outweighs its call, few enough that its temporaries stay in the cache.
+_BLOCK_WEIGHTS = 1 << 19
 
 
 def search_cells(
@@ -55,11 +57,12 @@ def _search_block(groups: Tensor, importance: Tensor, low: Tensor, high: Tensor)
     best_loss = torch.full_like(low, torch.inf)
     best_width, best_shift = torch.ones_like(low), torch.zeros_like(low)
     place = (groups - ((low + high) / 2).unsqueeze(-1)) / safe.unsqueeze(-1)  # in plain cells from the middle
+    scratch = [torch.empty_like(place) for _ in range(4)]
     for width in WIDTHS:
         scaled = place / width + 128
         for index in range(N_SHIFTS):
             shift = cell_width(4) * ((index + 0.5) / N_SHIFTS - 0.5)
-            loss = _loss(scaled - shift, importance) * width**2
+            loss = _loss(scaled, shift, importance, scratch) * width**2
             better = loss < best_loss
             best_loss = torch.where(better, loss, best_loss)
             best_width.masked_fill_(better, width)
@@ -68,15 +71,21 @@ def _search_block(groups: Tensor, importance: Tensor, low: Tensor, high: Tensor)
     return (low + high) / 2 + (best_shift - 128) * new_step, new_step
 
 
-def _loss(place: Tensor, importance: Tensor) -> Tensor:
-    """Weighted squared error of all levels, each in units of its own plain rounding error."""
-    inside = place.clamp(0, 255.999)
+def _loss(scaled: Tensor, shift: float, importance: Tensor, scratch: Sequence[Tensor]) -> Tensor:
+    """Weighted squared error of all levels, each in units of its own plain rounding error.
+
+    Everything but the result is computed in the four tensors of ``scratch``: memory made anew for each of a hundred
+    grids would cost as much as the arithmetic.
+    """
+    place, inside, error, total = scratch
+    torch.sub(scaled, shift, out=place)
+    torch.clamp(place, 0, 255.999, out=inside)
     clipped = place.sub_(inside)
     # The place inside a cell of the top level is as good as random: only clipping tells the grids apart.
-    total = clipped.square().add_(1 / 12).mul_(CELL_WEIGHTS[CODE_BITS])
+    torch.mul(clipped, clipped, out=total).add_(1 / 12).mul_(CELL_WEIGHTS[CODE_BITS])
     for bits, weight in CELL_WEIGHTS.items():
         if bits != CODE_BITS:
             share = 1 / cell_width(bits)
-            error = (inside * share).frac_().sub_(0.5).add_(clipped, alpha=share)
+            torch.mul(inside, share, out=error).frac_().sub_(0.5).add_(clipped, alpha=share)
             total.addcmul_(error, error, value=weight)
-    return torch.einsum("rgc,gc->rg", total, importance)
+    return total.mul_(importance).sum(-1)

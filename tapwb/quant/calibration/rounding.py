@@ -12,12 +12,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from tapwb.quant.calibration.levels import ROUNDING_WEIGHTS, cell_width
+from tapwb.quant.calibration.levels import CLOSE, Freedom, cell_width
 
-#: How many 8-bit cells a weight may move. Two gain 1 % at 4 and 5 bits and cost more at 8 bits on other texts.
-REACH = 1
-#: Added to the covariance, as a share of its mean variance: a text is a sample, and the model meets others.
-DAMPING = 0.3
 _COLUMNS_PER_BLOCK = 64
 _ROWS_PER_BLOCK = 2048
 
@@ -28,6 +24,7 @@ def round_jointly(
     group_step: Float[Tensor, "row group"],
     covariance: Float[Tensor, "column column"],
     group_size: int,
+    freedom: Freedom = CLOSE,
 ) -> UInt8[Tensor, "row column"]:
     """Codes whose reading at all levels disturbs the outputs least.
 
@@ -37,8 +34,9 @@ def round_jointly(
         group_step: Width of an 8-bit cell, as stored.
         covariance: Of the inputs, padded with zeros.
         group_size: Columns per group.
+        freedom: How far a weight may move, and for which levels.
     """
-    damped = covariance + torch.eye(covariance.shape[0]) * _damping(covariance)
+    damped = covariance + torch.eye(covariance.shape[0]) * _damping(covariance, freedom.damping)
     # Columns with the loudest inputs first: their errors have the most others to be made up by.
     order = damped.diagonal().argsort(descending=True, stable=True)
     group = order // group_size
@@ -49,12 +47,12 @@ def round_jointly(
         step = group_step[rows].float()
         step = torch.where(step > 0, step, torch.ones_like(step))[:, group]
         place = (weight[rows][:, order] - group_min[rows].float()[:, group]) / step
-        codes[rows] = _round_rows(place, step, feedback)[:, order.argsort()].to(torch.uint8)
+        codes[rows] = _round_rows(place, step, feedback, freedom)[:, order.argsort()].to(torch.uint8)
     return codes
 
 
-def _damping(covariance: Tensor) -> float:
-    return max(DAMPING * float(covariance.diagonal().mean()), 1e-12)
+def _damping(covariance: Tensor, share: float) -> float:
+    return max(share * float(covariance.diagonal().mean()), 1e-12)
 
 
 def _inverse_factor(covariance: Tensor) -> Tensor:
@@ -63,29 +61,31 @@ def _inverse_factor(covariance: Tensor) -> Tensor:
     return torch.linalg.cholesky(inverse, upper=True).float()
 
 
-def _round_rows(place: Tensor, step: Tensor, feedback: Tensor) -> Tensor:
+def _round_rows(place: Tensor, step: Tensor, feedback: Tensor, freedom: Freedom) -> Tensor:
     """Codes of some rows; ``place`` is where each weight lies, in 8-bit cells from the lower edge."""
-    levels = torch.tensor([float(cell_width(bits)) for bits in ROUNDING_WEIGHTS]).view(-1, 1, 1)
-    cost = torch.tensor(list(ROUNDING_WEIGHTS.values())).view(-1, 1, 1) / levels.square()
+    levels = torch.tensor([float(cell_width(bits)) for bits in freedom.weights]).view(-1, 1, 1)
+    cost = torch.tensor(list(freedom.weights.values())).view(-1, 1, 1) / levels.square()
     rows, columns = place.shape
-    moves = torch.arange(-REACH, REACH + 1.0)
-    candidates = (place.floor().clamp_(0, 255).unsqueeze(-1) + moves).clamp_(0, 255)
+    moves = torch.arange(-freedom.reach, freedom.reach + 1.0).unsqueeze(-1)
+    # Column by column, so that what one step touches lies together in memory.
+    place, step = place.T.contiguous(), step.T.contiguous()
     codes = torch.empty_like(place)
     # What the feedback of the columns so far adds to each level's target, in units of the weights.
-    pending = torch.zeros(len(levels), rows, columns)
+    pending = torch.zeros(columns, len(levels), rows)
     for start in range(0, columns, _COLUMNS_PER_BLOCK):
         end = min(columns, start + _COLUMNS_PER_BLOCK)
-        errors = torch.empty(len(levels), rows, end - start)
+        errors = torch.empty(end - start, len(levels), rows)
         for column in range(start, end):
-            width = step[:, column]
-            target = place[:, column] + pending[:, :, column] / width
-            read = (torch.floor(candidates[:, column] / levels) + 0.5) * levels
-            best = (target.unsqueeze(-1) - read).square_().mul_(cost).sum(0).argmin(-1, keepdim=True)
-            codes[:, column] = candidates[:, column].gather(1, best)[:, 0]
-            chosen = read.gather(2, best.expand(len(levels), -1, -1))[..., 0]
-            error = (target - chosen) * width / feedback[column, column]
-            errors[:, :, column - start] = error
-            pending[:, :, column + 1 : end] -= error.unsqueeze(-1) * feedback[column, column + 1 : end]
+            width = step[column]
+            target = pending[column].div_(width).add_(place[column])
+            candidates = (place[column].floor().clamp_(0, 255) + moves).clamp_(0, 255)
+            read = (candidates / levels).floor_().add_(0.5).mul_(levels)
+            best = (read - target.unsqueeze(1)).square_().mul_(cost).sum(0).argmin(0, keepdim=True)
+            codes[column] = candidates.gather(0, best)[0]
+            chosen = read.gather(1, best.expand(len(levels), -1, -1))[:, 0]
+            error = torch.sub(target, chosen, out=errors[column - start]).mul_(width / feedback[column, column])
+            pending[column + 1 : end].addcmul_(feedback[column, column + 1 : end].view(-1, 1, 1), error, value=-1)
         if end < columns:
-            pending[:, :, end:] -= errors @ feedback[start:end, end:]
-    return codes
+            rest = pending[end:].flatten(1)
+            rest.addmm_(feedback[start:end, end:].T, errors.flatten(1), alpha=-1)
+    return codes.T

@@ -28,12 +28,14 @@ def command(
     The ending the model finds most likely, by summed and by length-normalised log-likelihood.
     """
     from tapwb.core.precision import parse_precisions
+    from tapwb.views.cli.engines import check_signals
     from tapwb.views.cli.runs import keep
 
     requests = parse_precisions(precision)
     with command_output(as_json=as_json) as out:
         chosen = read_items(items)[:limit]
         quiet_libraries()
+        check_signals(*requests)
         from tapwb.evals.choices import evaluate_choices
 
         with RichProgress() as progress:

@@ -36,18 +36,38 @@ def read_items(path: str) -> list[dict[str, Any]]:
     Raises:
         UsageError: With the line, if one is not such an item.
     """
-    items = []
+    items = [_checked_item(item, f"{path!r} line {number}") for number, item in _objects(path)]
+    if not items:
+        raise UsageError(f"{path!r} holds no item. Write one JSON object with ctx, endings and label a line.")
+    return items
+
+
+def read_lines(path: str) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file, whatever their keys.
+
+    Raises:
+        UsageError: With the line, if one is not a JSON object, or if there is none.
+    """
+    lines = []
+    for number, item in _objects(path):
+        if not isinstance(item, dict):
+            raise UsageError(f"{path!r} line {number} is not a JSON object. Write one item a line.")
+        lines.append(item)
+    if not lines:
+        raise UsageError(f"{path!r} holds no item. Write one JSON object a line.")
+    return lines
+
+
+def _objects(path: str) -> list[tuple[int, Any]]:
+    found = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            item = json.loads(line)
+            found.append((number, json.loads(line)))
         except json.JSONDecodeError as error:
             raise UsageError(f"{path!r} line {number} is not JSON: {error.msg}. Write one item a line.") from error
-        items.append(_checked_item(item, f"{path!r} line {number}"))
-    if not items:
-        raise UsageError(f"{path!r} holds no item. Write one JSON object with ctx, endings and label a line.")
-    return items
+    return found
 
 
 def _checked_item(item: Any, where: str) -> dict[str, Any]:

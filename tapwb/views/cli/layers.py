@@ -24,6 +24,7 @@ def command(
     ] = None,
     levels: options.Levels = None,
     group_size: options.GroupSize = 64,
+    cells: options.Cells = "plain",
     as_json: options.Json = False,
 ) -> None:
     """Measure which layers suffer at few bits (once; then remembered), and plan their bits for one target.
@@ -46,9 +47,10 @@ def command(
                 text=text,
                 levels=tuple(map(int, chosen)) if chosen else DEFAULT_LEVELS,
                 group_size=group_size,
+                cells=cells,
                 progress=progress,
             )
-        payload: dict[str, Any] = {"model": model, **result.to_json()}
+        payload: dict[str, Any] = {"model": model, "cells": cells, **result.to_json()}
         shown.result(payload, _by_layer(model, payload))
 
 

@@ -15,7 +15,13 @@ from tapwb.core import settings
 from tapwb.core.errors import Cancelled, SettingsError, TapError
 from tapwb.core.threads import wait_without_spinning
 from tapwb.views.cli import (
+    bench_activations,
+    bench_decode,
+    bench_kernels,
     bench_kv,
+    bench_prefill,
+    bench_speculation,
+    check,
     choices,
     claims,
     dashboard,
@@ -29,8 +35,11 @@ from tapwb.views.cli import (
     perplexity,
     report,
     run,
+    tasks,
     tokens,
     train_head,
+    train_router,
+    train_tiny,
 )
 from tapwb.views.cli.options import add_command
 from tapwb.views.cli.output import warn
@@ -74,12 +83,21 @@ for _parent, _name, _module in (
     (_models, "pull", models_pull),
     (app, "run", run),
     (app, "tokens", tokens),
+    (app, "check", check),
     (_eval, "perplexity", perplexity),
     (_eval, "choices", choices),
+    (_eval, "tasks", tasks),
     (_bench, "kv", bench_kv),
+    (_bench, "activations", bench_activations),
+    (_bench, "kernels", bench_kernels),
+    (_bench, "speculation", bench_speculation),
+    (_bench, "decode", bench_decode),
+    (_bench, "prefill", bench_prefill),
     (app, "layers", layers),
     (app, "pareto", pareto),
     (app, "train-head", train_head),
+    (app, "train-router", train_router),
+    (app, "train-tiny", train_tiny),
     (app, "fit", fit),
     (app, "report", report),
     (app, "claims", claims),

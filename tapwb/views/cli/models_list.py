@@ -4,6 +4,8 @@ from tapwb.views.cli import options
 from tapwb.views.cli.output import command_output, table
 
 EXAMPLE = "tapwb models list --json"
+#: What a model needs that is not on this disk; any other source is fetched from.
+_MISSING = {"tiny": "to build", "data": "not installed"}
 
 
 def command(as_json: options.Json = False) -> None:
@@ -25,9 +27,9 @@ def command(as_json: options.Json = False) -> None:
                 format_bytes(row.size_bytes),
                 row.licence,
                 row.source,
-                "ready" if row.cached else "to fetch" if row.source != "tiny" else "to build",
+                "ready" if row.cached else _MISSING.get(row.source, "to fetch"),
             )
             for row in rows
         ]
-        columns = ("id", "model", "parameters", "on disk", "licence", "from", "state")
+        columns = ("id", "model", "params", "on disk", "licence", "from", "state")
         out.result({"models": rows, "provenance": Provenance.collect()}, table("Models", columns, cells, right=(2, 3)))

@@ -14,8 +14,8 @@ Model = Annotated[
 _PRECISION = typer.Option(
     "--precision",
     "-p",
-    help="16, 8, 6, 5, 4, 3, 2, 1, adaptive:MEAN[:SIGNAL], layers:MEAN[:SIGNAL], threshold, plan:FILE, random:MEAN, "
-    "shuffled:MEAN:SIGNAL or oracle:MEAN.",
+    help="16, 8, 6, 5, 4, 3, 2, 1, best:MEAN, adaptive:MEAN[:SIGNAL], layers:MEAN[:SIGNAL], router:MEAN[:FILE], "
+    "threshold, plan:FILE, random:MEAN, shuffled:MEAN:SIGNAL, shuffled:MEAN:router or oracle:MEAN.",
 )
 Precision = Annotated[str, _PRECISION]
 OptionalPrecision = Annotated[str | None, _PRECISION]
@@ -36,6 +36,13 @@ GroupSize = Annotated[int, typer.Option("--group-size", help="Weights that share
 Cells = Annotated[
     str, typer.Option("--cells", help="plain (at once), calibrated (minutes, once), or a text file to calibrate on.")
 ]
+Activations = Annotated[
+    str, typer.Option("--activations", help="Bits of the layers' inputs: 16, int8, adaptive:64, random:64 or tensor.")
+]
+Guard = Annotated[
+    bool, typer.Option("--guard", help="Then check the precision against 16 bits on the prompt, in half a minute.")
+]
+SafeRatio = Annotated[float, typer.Option("--limit", help="Highest perplexity ratio to 16 bits that counts as safe.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0)]
 Save = Annotated[bool, typer.Option("--save", help="Keep the result as a run; `tapwb report --run ID` prints it.")]
 

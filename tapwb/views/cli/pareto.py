@@ -23,8 +23,16 @@ def command(
     context: Annotated[int, typer.Option("--context", min=2, help="Tokens in a window.")] = 512,
     windows: Annotated[int, typer.Option("--windows", min=1, help="Windows to measure, from the start.")] = 8,
     layers: Annotated[bool, typer.Option("--layers/--no-layers", help="Also plan layers by measured damage.")] = True,
+    router: Annotated[
+        bool, typer.Option("--router/--no-router", help="Also run the router that tapwb train-router made.")
+    ] = False,
+    controls: Annotated[
+        str | None, typer.Option("--controls", help="Means at which controls and oracle run; all of them by default.")
+    ] = None,
     levels: options.Levels = None,
     group_size: options.GroupSize = 64,
+    cells: options.Cells = "plain",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Windows in a pass; more take more memory.")] = 1,
     seed: options.Seed = 0,
     out: Annotated[
         Path | None, typer.Option("--out", help="Keep the measurement in this file; pages redraw from it.")
@@ -32,10 +40,11 @@ def command(
     save: options.Save = False,
     as_json: options.Json = False,
 ) -> None:
-    """Measure quality against mean bits: uniform, random, shuffled, oracle, and what you name.
+    """Measure quality against mean bits: uniform, floors, random, shuffled, oracle, and what you name.
 
     The adaptivity gain is the uniform width of equal quality less the mean bits used; negative means that choosing
-    tokens lost. Intervals come from resampling whole windows.
+    tokens lost. Part of it comes from the protected first tokens, which every plan has (`adaptive:MEAN:uniform` has
+    nothing else); the gain over floors is the part of the signal. Intervals come from resampling whole windows.
     """
     from tapwb.views.cli.runs import keep
 
@@ -54,6 +63,10 @@ def command(
             context=context,
             windows=windows,
             with_layers=layers,
+            with_router=router,
+            control_means=options.numbers(controls, "--controls"),
+            cells=cells,
+            batch=batch,
             group_size=group_size,
             seed=seed,
         )
@@ -64,25 +77,26 @@ def command(
         payload: dict[str, Any] = {"model": model, "text_file": text_file, **result.to_json()}
         if save:
             payload["run_id"] = keep("pareto", {"model": model, "text_file": text_file, **payload["setup"]}, payload)
-        shown.result(payload, pareto_table(f"{model} on {text_file}", payload))
+        shown.result(payload, pareto_table(f"{model} on {text_file}, gains in bits", payload))
 
 
 def pareto_table(title: str, payload: dict[str, Any]) -> Any:
     """The points as a table for people."""
-    columns = ("precision", "bits", "KL", "ppl ratio", "gain (bits)", "95 % interval", "of oracle")
+    columns = ("precision", "bits", "KL", "ppl ratio", "gain", "95 %", "over floors", "of oracle")
     cells = []
     for point in payload["points"]:
         gain, share = point.get("adaptivity_gain_bits", {}), point.get("oracle_share", {})
-        ci95 = gain.get("ci95")
+        ci95, over = gain.get("ci95"), point.get("gain_over_floors_bits", {})
         cells.append(
             (
                 str(point["precision"]),
                 number(point["mean_bits"], ".2f"),
                 number(point["kl_mean"], ".4f"),
                 number(point["perplexity_ratio"], ".3f"),
-                number(gain["value"], "+.3f") if "value" in gain else "",
-                f"{ci95[0]:+.3f} to {ci95[1]:+.3f}" if ci95 else "",
+                number(gain["value"], "+.2f") if "value" in gain else "",
+                f"{ci95[0]:+.2f} to {ci95[1]:+.2f}" if ci95 else "",
+                number(over["value"], "+.2f") if "value" in over else "",
                 number(share["value"], ".0%") if "value" in share else "",
             )
         )
-    return table(title, columns, cells, right=range(1, 7))
+    return table(title, columns, cells, right=range(1, 8))

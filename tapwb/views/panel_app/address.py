@@ -17,6 +17,7 @@ FIELDS = {
     "signal": "signal",
     "planner": "planner",
     "mean_bits": "bits",
+    "speculate": "speculate",
 }
 #: Longer prompts stay out of the address: servers refuse long ones, and so would ours after a reload.
 LONGEST_PROMPT = 1500

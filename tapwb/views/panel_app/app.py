@@ -13,6 +13,7 @@ from panel.io.state import state
 from tapwb.core import settings
 from tapwb.core.errors import ExecutionError
 from tapwb.views.panel_app.address import read_address
+from tapwb.views.panel_app.closed_tabs import expect_closed_tabs
 from tapwb.views.panel_app.shell import Shell
 from tapwb.workbench import DEFAULT_MODEL, Workbench, start_preload
 
@@ -51,7 +52,8 @@ def view(model: str = DEFAULT_MODEL) -> Any:
 
 
 def setup() -> None:
-    """Load the parts of Panel that the pages draw with; once per process."""
+    """Load the parts of Panel that the pages draw with, and expect readers to leave; once per process."""
+    expect_closed_tabs()
     pn.extension("plotly", "tabulator", notifications=False, reconnect=True)
 
 

@@ -1,7 +1,8 @@
 """Colours, type and small building blocks that every page shares."""
 
 import html
-from typing import Any
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 import panel as pn
 import panel_material_ui as pmui
@@ -35,7 +36,15 @@ for _scheme, _bar in ((THEME["light"], "#0b57b0"), (THEME["dark"], "#143a66")):
     _scheme["typography"] = {"fontFamily": _FONTS, "button": {"textTransform": "none"}}
 
 #: Style of the whole document: the fonts must be declared here, a shadow root ignores them.
-PAGE_CSS = f"{font_face_css()}\nbody {{ font-family: {_FONTS}; }}\n"
+PAGE_CSS = f"""{font_face_css()}
+body {{ font-family: {_FONTS}; }}
+/* The sign of waiting leaves what is drawn already readable and within reach of the mouse. */
+#loader:not(.error) {{ background: none; pointer-events: none; }}
+"""
+
+
+#: The signs for more and less of a number field, which would be black on a dark page.
+STEPPER = {"& .MuiIconButton-root, & .MuiButtonBase-root": {"color": "text.secondary"}}
 
 
 def text(words: str, *, tone: str = "", role: str = "", dark: bool = False, **params: Any) -> PlainText:
@@ -75,3 +84,13 @@ def empty(words: str, *, dark: bool) -> pmui.Paper:
         margin=10,
         sizing_mode="stretch_width",
     )
+
+
+def download(label: str, filename: str, content: Callable[[], BinaryIO]) -> pmui.FileDownload:
+    """A button that hands a file to the browser; ``content`` is asked when it is pressed."""
+    button = pmui.FileDownload(
+        callback=content, filename=filename, label=label, icon="download", size="small", margin=(6, 6)
+    )
+    # Set afterwards: the constructor of panel-material-ui 0.16 sets older names of both as well, and warns of them.
+    button.param.update(color="primary", variant="outlined")
+    return button

@@ -8,6 +8,7 @@ from tapwb.core.units import format_bytes
 from tapwb.monitors.energy import EnergyMonitor
 from tapwb.monitors.memory import MemoryTracker
 from tapwb.monitors.probe import probes
+from tapwb.views.borrowed_words import source_words
 from tapwb.views.i18n import Translate
 
 _WINDOW = "meter"
@@ -50,20 +51,18 @@ def memory() -> Measured:
     return _MEMORY.snapshot().rss_bytes
 
 
-def show(measured: Measured, _: Translate) -> str:
-    """A reading with its unit, for people; without one, the word for it."""
+def show(measured: Measured, _: Translate, missing: str = "") -> str:
+    """A reading with its unit and whether it was measured, for people; without one, ``missing`` in a word or two."""
     if isinstance(measured, Unavailable):
-        return _("unavailable")
-    if measured.unit == "byte":
-        return format_bytes(measured.value)
-    return (
-        f"{measured.value:,.0f} {measured.unit}" if measured.value >= 100 else f"{measured.value:.3g} {measured.unit}"
-    )
+        return missing or _("unavailable")
+    value = measured.value
+    number = f"{value:,.0f} {measured.unit}" if value >= 100 else f"{value:.3g} {measured.unit}"
+    shown = format_bytes(value) if measured.unit == "byte" else number
+    return f"{shown} ({_('measured') if measured.is_measured else _('estimated')})"
 
 
 def source(measured: Measured, _: Translate) -> str:
     """Where a reading comes from, or the reason why there is none."""
     if isinstance(measured, Reading):
-        kind, _colon, name = measured.source.partition(":")
-        return f"{_(kind)}: {name}" if name else _(kind)
+        return source_words(measured.source, _)
     return measured.reason

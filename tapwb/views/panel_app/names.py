@@ -1,5 +1,7 @@
 """How choices are called on the screen: the registry's names stay in code and commands, people read words."""
 
+from typing import Any
+
 from tapwb.views.i18n import Translate
 
 
@@ -45,6 +47,9 @@ def planner_names(_: Translate) -> dict[str, str]:
     """Words for each planner, controls marked as such."""
     return {
         "adaptive": _("adaptive: bits by importance"),
+        "layers": _("layers: bits by measured damage"),
+        "layers+tokens": _("layers and tokens together"),
+        "floors": _("only the first tokens protected"),
         "uniform": _("uniform: the same bits for all"),
         "threshold": _("thresholds: fixed cuts of the score"),
         "random": _("control: random tokens"),
@@ -60,14 +65,47 @@ def preset_names(_: Translate) -> dict[str, str]:
 
 def page_names(_: Translate) -> dict[str, str]:
     """Words for each page."""
-    return {"model": _("Model"), "tokens": _("Tokens"), "run": _("Run")}
+    return {"model": _("Model"), "tokens": _("Tokens"), "plan": _("Plan"), "run": _("Run")}
+
+
+def family_names(_: Translate) -> dict[str, str]:
+    """Words for each family of a quality measurement."""
+    return {
+        "uniform": _("uniform"),
+        "floors": _("first tokens protected"),
+        "adaptive": _("tokens by"),
+        "layers": _("layers"),
+        "layers+tokens": _("layers and tokens by"),
+        "shuffled": _("control: shuffled"),
+        "random": _("control: random"),
+        "oracle": _("control: oracle"),
+        "router": _("router in each layer"),
+        "shuffled router": _("control: shuffled router"),
+    }
+
+
+def curve_name(family: str, signal: str | None, _: Translate) -> str:
+    """A curve of a quality measurement: its family and, where there is one, its signal."""
+    words = family_names(_).get(family, family)
+    return f"{words} {signal_short_names(_).get(signal, signal)}" if signal else words
+
+
+def rule_names(_: Translate) -> dict[str, str]:
+    """Words for how bits are set by hand."""
+    return {"exactly": _("exactly"), "at most": _("at most"), "at least": _("at least")}
 
 
 def job_name(name: str, _: Translate) -> str:
     """A job in the reader's language: ``"load smollm2-135m"`` keeps the model's name."""
     if name.startswith("load "):
         return _("load {model}").format(model=name.removeprefix("load "))
-    known = {"score tokens": _("score tokens"), "plan bits": _("plan bits"), "generate": _("generate")}
+    known = {
+        "score tokens": _("score tokens"),
+        "plan bits": _("plan bits"),
+        "generate": _("generate"),
+        "measure quality": _("measure quality"),
+        "check quality": _("check quality"),
+    }
     return known.get(name, name)
 
 
@@ -79,8 +117,13 @@ def stage_name(name: str, _: Translate) -> str:
         "score tokens": _("score tokens"),
         "read the prompt": _("read the prompt"),
         "generate": _("generate"),
+        "check quality": _("check quality"),
         "convert weights": _("convert weights"),
         "write weights": _("write weights"),
+        "measure layers": _("measure layers"),
+        "measure tokens": _("measure tokens"),
+        "trust signals": _("see how far each signal can be trusted"),
+        "measure": _("measure"),
         "build the tokenizer": _("build the tokenizer"),
         "take the weights out of the package": _("take the weights out of the package"),
     }
@@ -92,7 +135,14 @@ def stage_name(name: str, _: Translate) -> str:
 
 def unit_name(unit: str, _: Translate) -> str:
     """The word for a step of a stage."""
-    known = {"token": _("tokens"), "matrix": _("matrices"), "pass": _("passes"), "tensor": _("tensors")}
+    known = {
+        "second": _("seconds"),
+        "token": _("tokens"),
+        "matrix": _("matrices"),
+        "pass": _("passes"),
+        "tensor": _("tensors"),
+        "window": _("windows"),
+    }
     return known.get(unit, unit)
 
 
@@ -105,3 +155,19 @@ def floor_name(reason: str, _: Translate) -> str:
         "first answer tokens": _("first answer tokens"),
     }
     return known.get(reason, reason)
+
+
+def kept_reasons(plan: Any, _: Translate) -> list[str]:
+    """For each token of a plan why its bits do not follow its importance; empty where they do.
+
+    A floor below what a token got anyway keeps nothing, so it is no reason.
+    """
+    bits, reasons = plan.rounded_token_bits(), [""] * plan.n_tokens
+    words = _("kept at {bits} bits: {reason}")
+    for floor in plan.floors:
+        for token in floor.tokens:
+            if bits[token] == floor.bits:
+                reasons[token] = words.format(bits=floor.bits, reason=floor_name(floor.reason, _))
+    for token in plan.overrides:
+        reasons[token] = words.format(bits=bits[token], reason=_("set by hand"))
+    return reasons

@@ -29,11 +29,13 @@ class PlainText(AnyWidgetComponent):
     Attributes:
         text: What to show.
         tone: ``""``, ``"quiet"``, ``"strong"``, ``"error"`` or ``"small"`` (one line, cut off, whole on hover).
+        tip: What is read on hover, and by screen readers after the text.
         role: ARIA role: ``"status"`` is read aloud when it changes, ``"alert"`` at once.
     """
 
     text = param.String("")
     tone = param.String("")
+    tip = param.String("")
     role = param.String("")
 
     # An AnyWidgetComponent like the widgets: Panel 1.9 hands components of other kinds on the same page the first
@@ -44,10 +46,10 @@ class PlainText(AnyWidgetComponent):
       const draw = () => {
         line.className = `line ${model.get("tone")}`;
         line.textContent = model.get("text");
-        if (model.get("tone") === "small") line.title = model.get("text");
+        line.title = model.get("tip") || (model.get("tone") === "small" ? model.get("text") : "");
         if (model.get("role")) line.setAttribute("role", model.get("role"));
       };
-      const names = ["text", "tone", "role"];
+      const names = ["text", "tone", "tip", "role"];
       names.forEach((name) => model.on(`change:${name}`, draw));
       draw();
       el.append(line);

@@ -11,19 +11,21 @@ from panel.io.state import state
 from tapwb.models.catalog import catalog
 from tapwb.views.i18n import Translate, translator
 from tapwb.views.panel_app.address import follow
+from tapwb.views.panel_app.early_resize import EarlyResizeGuard
 from tapwb.views.panel_app.header import Header
-from tapwb.views.panel_app.look import PAGE_CSS, THEME
+from tapwb.views.panel_app.look import PAGE_CSS, THEME, empty
 from tapwb.views.panel_app.names import page_names
 from tapwb.views.panel_app.pages.model import ModelPage
+from tapwb.views.panel_app.pages.plan import PlanPage
 from tapwb.views.panel_app.pages.run import RunPage
 from tapwb.views.panel_app.pages.tokens import TokensPage
-from tapwb.views.panel_app.scope import Scope
+from tapwb.views.panel_app.scope import Gate, Scope
 from tapwb.views.panel_app.sidebar import Sidebar
 from tapwb.views.panel_app.status_bar import StatusBar
 from tapwb.workbench import Workbench
 
 #: The pages in their order; a new page is one file and one line here.
-PAGES: dict[str, Callable[[Scope], Any]] = {"model": ModelPage, "tokens": TokensPage, "run": RunPage}
+PAGES: dict[str, Callable[[Scope], Any]] = {"model": ModelPage, "tokens": TokensPage, "plan": PlanPage, "run": RunPage}
 
 
 class Shell:
@@ -39,7 +41,10 @@ class Shell:
         self.workbench = workbench
         self._document, self._base_url = document, base_url
         # What lives as long as the visit, and what lives as long as one language and one set of colours.
-        self._visit = Scope(workbench, _keep_english, document)
+        self._gate = None if document is None else Gate()
+        if self._gate is not None:
+            state.onload(self._gate.open)
+        self._visit = Scope(workbench, _keep_english, document, self._gate)
         self._screen: Scope | None = None
         self.page = pmui.Page(
             title="TAP Workbench", dark_theme=workbench.theme == "dark", theme_toggle=False, sidebar_width=330,
@@ -53,25 +58,31 @@ class Shell:
         """Draw everything in the present language and colours."""
         if self._screen is not None:
             self._screen.close()
-        scope = Scope(self.workbench, translator(self.workbench.lang), self._document)
+        scope = Scope(self.workbench, translator(self.workbench.lang), self._document, self._gate)
         self._screen = scope
         self.header, self.sidebar, self.status = Header(scope, self._base_url), Sidebar(scope), StatusBar(scope)
         # A page is drawn when it is first opened: the first screen comes sooner, and nobody pays for pages unseen.
         self.pages: dict[str, Any] = {}
-        self._places = {name: pmui.Column(sizing_mode="stretch_width") for name in PAGES}
+        _ = scope.translate
+        self._places = {
+            name: pmui.Column(empty(_("Drawing the page …"), dark=scope.is_dark), sizing_mode="stretch_width")
+            for name in PAGES
+        }
         words = page_names(scope.translate)
         self.tabs = pmui.Tabs(
             *((words[name], place) for name, place in self._places.items()),
             active=list(PAGES).index(self.workbench.page), sizing_mode="stretch_width", margin=0,
         )  # fmt: skip
         scope.watch(self.tabs, ["active"], lambda event: self.workbench.param.update(page=list(PAGES)[event.new]))
-        scope.refresh_on(["page"], self._turn_page)
-        body = pmui.Column(self.tabs, sizing_mode="stretch_width", styles={"min-height": "calc(100vh - 150px)"})
+        # The frame first: a reader who sees it knows where everything is, while the page itself is still on its way.
+        scope.refresh_on(["page"], self._turn_page, now=False)
+        scope.later(self._turn_page)
+        body = pmui.Column(self.tabs, sizing_mode="stretch_width", styles={"min-height": "calc(100vh - 136px)"})
         self.page.param.update(
             dark_theme=self.workbench.theme == "dark",
             header=self.header.objects,
             sidebar=[self.sidebar.view],
-            main=[body, self.status.view, *self.header.dialogs],
+            main=[EarlyResizeGuard(width=0, height=0, margin=0), body, self.status.view, *self.header.dialogs],
         )
 
     def tick(self) -> None:
@@ -88,6 +99,8 @@ class Shell:
         """Let go of everything; called when the visitor has left."""
         # Watchers first: closing the workbench changes it, and the document they would draw on is gone.
         self._visit.close()
+        if self._gate is not None:
+            self._gate.close()
         if self._screen is not None:
             self._screen.close()
         _let_go_of(self.page)
@@ -95,10 +108,16 @@ class Shell:
 
     def _turn_page(self) -> None:
         name = self.workbench.page
+        self.tabs.active = list(PAGES).index(name)
+        if name not in self.pages and self._screen is not None:
+            # In a turn of its own: the reader sees the page turn, and that the new one is being drawn.
+            self._screen.later(self._draw_page)
+
+    def _draw_page(self) -> None:
+        name = self.workbench.page
         if name not in self.pages and self._screen is not None:
             self.pages[name] = PAGES[name](self._screen)
             self._places[name].objects = [self.pages[name].view]
-        self.tabs.active = list(PAGES).index(name)
 
 
 def _let_go_of(page: pmui.Page) -> None:

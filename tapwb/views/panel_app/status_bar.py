@@ -35,13 +35,12 @@ class StatusBar:
             label=_("Dismiss"), variant="text", size="small", margin=(4, 8),
             on_click=lambda _event: scope.workbench.dismiss_error(),
         )  # fmt: skip
-        self.meters = text("", tone="quiet", dark=dark, margin=(8, 10), sizing_mode=None, width=460)
-        self.reasons = text("", tone="small", dark=dark, margin=(0, 10, 6, 10))
+        self.meters = text("", tone="small", dark=dark, margin=(0, 10, 6, 10))
         self.error_row = pmui.Row(self.error, self.dismiss, sizing_mode="stretch_width", visible=False)
         self.view = pmui.Paper(
             self.error_row,
-            pmui.Row(self.line, self.progress, self.cancel, self.meters, sizing_mode="stretch_width"),
-            self.reasons,
+            pmui.Row(self.line, self.progress, self.cancel, sizing_mode="stretch_width"),
+            self.meters,
             elevation=3, square=True, margin=0, sizing_mode="stretch_width",
             # On the host element: what is inside a shadow root cannot stick to the page.
             styles={"position": "sticky", "bottom": "0", "z-index": "5"},
@@ -64,14 +63,10 @@ class StatusBar:
         self.error_row.visible = bool(workbench.error)
         self.error.text = f"{_('Failed')}: {workbench.error}" if workbench.error else ""
         power, memory, speed = meters.POWER.read(), meters.memory(), tokens_per_s(workbench.run_result)
-        self.meters.text = " · ".join(
-            (
-                f"{_('power')} {meters.show(power, _)}",
-                f"{_('memory')} {meters.show(memory, _)}",
-                f"{_('speed')} {meters.show(speed, _)}",
-            )
-        )
-        self.reasons.text = f"{_('power')}: {meters.source(power, _)} · {_('memory')}: {meters.source(memory, _)}"
+        read = ((_("power"), power, _("no counter")), (_("memory"), memory, ""), (_("speed"), speed, _("no run yet")))
+        self.meters.text = " · ".join(f"{name}: {meters.show(one, _, missing)}" for name, one, missing in read)
+        # The reasons are sentences of several instruments: they would cut the line off.
+        self.meters.tip = "\n".join(f"{name}: {meters.source(one, _)}" for name, one, _missing in read)
 
     def _words(self, job: Job, mine: bool) -> str:
         _ = self._scope.translate

@@ -49,7 +49,7 @@ def quality_chart(
                 "marker": {"color": colour, "symbol": symbol, "size": 12},
             }
         )
-    layout = _layout("What each bit-width costs, beside its controls", "mean bits of the weights", title)
+    layout = figure_layout("What each bit-width costs, beside its controls", "mean bits of the weights", title)
     layout["yaxis"]["type"] = "log"
     return {"data": traces, "layout": layout}
 
@@ -70,7 +70,7 @@ def correlation_chart(correlation: Mapping[str, Mapping[str, float]]) -> dict[st
         "texttemplate": "%{text}",
         "colorbar": {"title": {"text": "rank correlation"}},
     }
-    layout = _layout("How far the signals agree", "", "")
+    layout = figure_layout("How far the signals agree", "", "")
     layout["yaxis"]["autorange"] = "reversed"
     return {"data": [heat], "layout": layout}
 
@@ -83,10 +83,17 @@ def histogram_chart(histogram: Mapping[str, int]) -> dict[str, Any]:
         "y": list(histogram.values()),
         "marker": {"color": _BLUE},
     }
-    return {"data": [bars], "layout": _layout("Tokens at each bit-width", "", "tokens")}
+    return {"data": [bars], "layout": figure_layout("Tokens at each bit-width", "", "tokens")}
 
 
-def _layout(title: str, x: str, y: str) -> dict[str, Any]:
+def figure_layout(title: str, x: str, y: str) -> dict[str, Any]:
+    """Paper, axes and title that the figures of reports share.
+
+    Args:
+        title: Above the figure.
+        x: Under the horizontal axis, with its unit.
+        y: Beside the vertical axis, with its unit.
+    """
     return {
         "title": {"text": title},
         "xaxis": {"title": {"text": x}, "automargin": True},

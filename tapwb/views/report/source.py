@@ -30,7 +30,7 @@ def notebooks_folder() -> Path:
 
 
 def find_notebook(name: str) -> Path:
-    """A notebook by path, or by its name in the project's folder (``00_first_look``).
+    """A notebook by path, or by its name in the project's folder (``00_first_look``, ``00``, ``ablations_cells``).
 
     Raises:
         UsageError: If there is none, with the names there are.
@@ -40,7 +40,7 @@ def find_notebook(name: str) -> Path:
         return path
     if path.name == name:  # a bare name, not a path
         stem = name.removesuffix(".py").removesuffix(".ipynb")
-        known = {file.stem: file for file in sorted(notebooks_folder().glob("[0-9]*.py"))}
+        known = {file.stem: file for file in sorted(notebooks_folder().glob("*.py"))}
         matches = [
             file for known_stem, file in known.items() if known_stem == stem or known_stem.startswith(f"{stem}_")
         ]

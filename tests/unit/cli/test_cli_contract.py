@@ -86,7 +86,10 @@ def test_pareto_puts_every_point_beside_its_controls(tapwb, tmp_path):
     text, kept = tmp_path / "text.txt", tmp_path / "pareto.json"
     text.write_text("".join(chr(33 + (i * i * 7 + i // 5) % 90) for i in range(400)), encoding="utf-8")
     words = ("--model", TINY, "--text-file", str(text), "--mean-bits", "5.5", "--signals", "entropy", "--context", "60")
+    words += ("--batch", "3", "--cells", str(text))
     found = tapwb("pareto", *words, "--windows", "3", "--out", str(kept), "--json").json
+    assert found["setup"]["cells"] == str(text)
+    assert set(found["gain_over_floors_bits"]) >= {"adaptive:5.5:entropy", "random:5.5", "oracle:5.5"}
     assert {"random:5.5", "oracle:5.5", "adaptive:5.5:entropy", "shuffled:5.5:entropy", "layers:5.5"} <= {
         point["precision"] for point in found["points"]
     }
@@ -113,6 +116,17 @@ def test_layers_are_measured_and_planned_for_a_target(tapwb):
     assert fewer["mean_bits"] < found["mean_bits"]
     kept = tapwb("layers", "--model", TINY, "--ratio", "1.02", "--json").json
     assert kept["expected_perplexity_ratio"] <= 1.02
+
+
+def test_layers_of_calibrated_cells_are_measured_apart(tapwb, tmp_path):
+    """`--cells` names what was measured; bytes are those of a step, whatever the cells."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(chr(33 + (i * i * 7 + i // 5) % 90) for i in range(400)), encoding="utf-8")
+    plain = tapwb("layers", "--model", TINY, "--json").json
+    chosen = tapwb("layers", "--model", TINY, "--cells", str(text), "--json").json
+    assert (plain["cells"], chosen["cells"]) == ("plain", str(text))
+    assert chosen["source"]["cells"] != plain["source"]["cells"]
+    assert chosen["bytes_at_8"] == plain["bytes_at_8"]
 
 
 def test_a_head_is_trained_and_scored_on_held_out_text(tapwb, tmp_path):
@@ -166,7 +180,14 @@ def test_claims_stand_beside_measurements(tapwb):
         (("run", "--model", TINY, "--prompt", "x", "--precision", "adaptive:9"), 2, "mean of 9"),
         (("run", "--model", TINY, "--prompt", "x", "-p", "threshold", "--levels", "8,4"), 2, "ascending"),
         (("run", "--model", TINY, "--prompt", "x", "-p", "threshold", "--thresholds", "0.2,2,3"), 2, "thresholds"),
-        (("run", "--model", TINY, "--prompt", "x", "--speculate", "self"), 2, "--speculate"),
+        (("run", "--model", TINY, "--prompt", "x", "--speculate", "self:8"), 2, "a level of 2 to 6"),
+        (
+            ("run", "--model", TINY, "--prompt", "x", "--speculate", "self", "-p", "best:5"),
+            2,
+            "all tokens at one level",
+        ),
+        (("run", "--model", TINY, "--prompt", "x", "--speculate", "self", "-p", "4"), 2, "would be the same"),
+        (("run", "--model", TINY, "--prompt", "x", "--speculate", "ngram", "--kv", "8"), 2, "--kv 16"),
         (("tokens", "--model", TINY), 2, "--text"),
         (("tokens", "--model", TINY, "--text", "x", "--signal", "entropie"), 2, "entropy"),
         (("eval", "perplexity", "--model", TINY, "--text-file", "absent.txt"), 2, "absent.txt"),

@@ -8,7 +8,13 @@ import pytest
 import typer
 
 from tapwb.views.cli import (
+    bench_activations,
+    bench_decode,
+    bench_kernels,
     bench_kv,
+    bench_prefill,
+    bench_speculation,
+    check,
     choices,
     claims,
     dashboard,
@@ -22,8 +28,11 @@ from tapwb.views.cli import (
     perplexity,
     report,
     run,
+    tasks,
     tokens,
     train_head,
+    train_router,
+    train_tiny,
 )
 from tapwb.views.cli.main import app
 
@@ -37,10 +46,19 @@ MODULES = {
     ("tokens",): tokens,
     ("eval", "perplexity"): perplexity,
     ("eval", "choices"): choices,
+    ("eval", "tasks"): tasks,
     ("bench", "kv"): bench_kv,
+    ("bench", "activations"): bench_activations,
+    ("bench", "kernels"): bench_kernels,
+    ("bench", "speculation"): bench_speculation,
+    ("bench", "decode"): bench_decode,
+    ("bench", "prefill"): bench_prefill,
+    ("check",): check,
     ("layers",): layers,
     ("pareto",): pareto,
     ("train-head",): train_head,
+    ("train-router",): train_router,
+    ("train-tiny",): train_tiny,
     ("fit",): fit,
     ("report",): report,
     ("claims",): claims,

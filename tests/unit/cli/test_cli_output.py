@@ -16,8 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tapwb.core.errors import Cancelled
+from tapwb.core.errors import Cancelled, UnknownName
+from tapwb.core.jobs import NO_PROGRESS
+from tapwb.core.precision import parse_precision
 from tapwb.core.reading import Reading, Unavailable
+from tapwb.views.cli.engines import engine_for
 from tapwb.views.cli.output import command_output, table, terminal_safe
 from tapwb.views.cli.plain import dumps, to_plain
 from tapwb.views.cli.progress import RichProgress
@@ -100,6 +103,7 @@ def test_a_library_that_prints_cannot_spoil_the_result():
     """Python's print, a child process and native code all end up on standard error while a command works."""
     code = """
 import os, subprocess, sys
+from tapwb.views.cli.engines import engine_for
 from tapwb.views.cli.output import command_output
 with command_output(as_json=True) as out:
     print("python noise")
@@ -143,3 +147,23 @@ def test_a_log_gets_one_line_a_stage(capsys):
             progress.stage(name, total=2)
             progress.advance(2)
     assert capsys.readouterr().err.splitlines() == ["load", "run"]
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_word_is_cut_in_two(width):
+    """A table that is too wide for the terminal becomes a paragraph per row, and every word stays whole."""
+    columns = ("id", "figure of the source document", "claimed", "measured", "verdict", "why")
+    row = ("S1.32-energy", "energy-per-token", "30-40%-saving", "unavailable", "contradicted", "counterless-machine")
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(table("Claims", columns, [row]))
+    printed = stream.getvalue()
+    assert all(len(line) <= width for line in printed.splitlines())
+    assert {word for cell in row for word in cell.split()} <= set(printed.split())
+
+
+def test_a_signal_nobody_knows_is_refused_before_a_model_is_loaded():
+    """The model named here does not exist, and the message is about the signal."""
+    with pytest.raises(UnknownName, match="Did you mean 'entropy'"):
+        engine_for(
+            "no-such-model", parse_precision("adaptive:5.5:entrpy"), group_size=None, seed=0, progress=NO_PROGRESS
+        )

@@ -67,3 +67,9 @@ def test_a_list_is_read_in_order():
     assert [str(r) for r in parse_precisions("16, 8,adaptive:5.5")] == ["16", "8", "adaptive:5.5:entropy"]
     with pytest.raises(PrecisionSpecError, match="no precision"):
         parse_precisions(" , ")
+
+
+def test_a_slip_of_the_pen_gets_the_nearest_word():
+    """The message says which kind was meant."""
+    with pytest.raises(PrecisionSpecError, match="Did you mean 'adaptive'"):
+        parse_precision("adaptve:5.5")

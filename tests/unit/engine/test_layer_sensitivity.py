@@ -3,14 +3,23 @@
 Seed features: S1.8
 """
 
+import json
+
 import pytest
 import torch
 
 from tapwb.core.errors import Cancelled, UsageError
 from tapwb.core.jobs import NO_PROGRESS
 from tapwb.engine import TAPConfig, TAPEngine
-from tapwb.engine.layer_sensitivity import cells_fingerprint, layer_damage_of, measure_layer_damage
+from tapwb.engine.layer_sensitivity import (
+    calibration_text,
+    cells_fingerprint,
+    known_layer_damage,
+    layer_damage_of,
+    measure_layer_damage,
+)
 from tapwb.execution.layer_groups import assign_layer_groups, bytes_read
+from tapwb.execution.level_correction import LevelCorrection
 from tapwb.importance.signal import kl_nats
 
 TEXT = "".join(chr(33 + (i * i * 7 + i // 5) % 90) for i in range(300))
@@ -97,6 +106,23 @@ def test_the_measurement_is_made_once_and_again_for_another_text(engine, cache, 
     assert layer_damage_of(engine, TEXT, n_tokens=40).to_json() == first.to_json()
 
 
+def test_levels_stored_later_are_measured_into_the_same_record(engine, cache):
+    """Groups are not measured again; a level that the first engine did not store joins with its own divergence."""
+    fewer = TAPEngine(TAPConfig(precision_levels=(4, 8), mean_bits=5, group_size=64, time_reference=False))
+    fewer.load_model("tiny-random-llama")
+    first = layer_damage_of(fewer, TEXT, n_tokens=40)
+    assert set(first.uniform_nats) == set(fewer.nested.levels)
+    more = layer_damage_of(engine, TEXT, n_tokens=40)
+    assert set(more.uniform_nats) == set(engine.nested.levels)
+    assert more.uniform_nats[3] > more.uniform_nats[4] == first.uniform_nats[4]
+    assert torch.equal(more.nats, first.nats)
+    whole = measure_layer_damage(
+        engine.nested, engine.reference(dtype="float32").model, engine.tokenize(TEXT)[:, :40], levels=(4,)
+    )
+    assert more.uniform_nats == pytest.approx(whole.uniform_nats, rel=1e-4)
+    assert len(list(cache.glob("*.json"))) == 1
+
+
 def test_the_fingerprint_is_of_the_cells_not_of_the_planes(engine):
     """Other planes of the same weights share measurements; other weights do not."""
     other = TAPEngine(TAPConfig(precision_levels=(4, 8), mean_bits=5, time_reference=False))
@@ -105,6 +131,55 @@ def test_the_fingerprint_is_of_the_cells_not_of_the_planes(engine):
     assert cells_fingerprint(other.nested) == cells_fingerprint(engine.nested)
     other.load_model("tiny-random-mistral")
     assert cells_fingerprint(other.nested) != cells_fingerprint(engine.nested)
+
+
+def test_calibrated_cells_have_a_fingerprint_of_their_own(engine, cache, tmp_path):
+    """Neither plain cells nor the same codes with another bias share their measurement."""
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    chosen = TAPEngine(
+        TAPConfig(precision_levels=(3, 4, 5, 6, 8), mean_bits=5, cells=str(text), group_size=64, time_reference=False)
+    )
+    chosen.load_model("tiny-random-llama")
+    plain, first = cells_fingerprint(engine.nested), cells_fingerprint(chosen.nested)
+    assert plain != first
+    assert layer_damage_of(chosen, TEXT, n_tokens=40).source["cells"] == first
+    assert len(list(cache.glob("*.json"))) == 1
+    fewer = TAPEngine(
+        TAPConfig(precision_levels=(4, 8), mean_bits=5, cells=str(text), group_size=64, time_reference=False)
+    )
+    fewer.load_model("tiny-random-llama")
+    assert cells_fingerprint(fewer.nested) == first
+    correction = next(module for module in chosen.nested.model.modules() if isinstance(module, LevelCorrection))
+    correction.bias += 1
+    assert cells_fingerprint(chosen.nested) not in (plain, first)
+    layer_damage_of(chosen, TEXT, n_tokens=40)
+    assert len(list(cache.glob("*.json"))) == 2
+
+
+def test_a_record_that_came_along_counts_for_its_own_weights_cells_and_text(engine, cache, tmp_path, monkeypatch):
+    """Then no pass is made; a record of other weights, cells, levels or text is not taken."""
+    ids = engine.tokenize(calibration_text()[6000:9072])[:, :256]
+    reference = engine.reference(dtype="float32").model
+    made = measure_layer_damage(engine.nested, reference, ids, levels=(4,))
+    record = made.to_json() | {"provenance": {"model_checksum_sha256": engine.loaded.info.checksum_sha256}}
+    (tmp_path / "results").mkdir()
+    import tapwb.engine.layer_sensitivity as module
+
+    monkeypatch.setattr(module.settings, "data_dir", lambda: tmp_path)
+    monkeypatch.setattr(module, "MEASURED_LEVELS", (4,))
+    source = record["source"]
+    for change, is_taken in (
+        ({}, True),
+        ({"provenance": {"model_checksum_sha256": "0" * 64}}, False),
+        ({"source": source | {"cells": "plain-g128-00000000"}}, False),
+        ({"source": source | {"text_id": "another"}}, False),
+        ({"levels": [3]}, False),
+    ):
+        (tmp_path / "results" / "layer-damage-x.jsonl").write_text(json.dumps(record | change), encoding="utf-8")
+        known = known_layer_damage(engine)
+        assert (known is not None) is is_taken, change
+    assert not list(cache.glob("*.json"))
 
 
 def test_cancelling_leaves_nothing(engine, cache):

@@ -188,7 +188,7 @@ def test_an_installed_peer_is_counted_on_its_packed_tensors(backend):
     assert kv_peers.peer_bytes(cache) == n_codes // 2 + n_codes // 64 * 2 * 2 + 2 * 2 * 10 * 64 * 2
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 @pytest.mark.smollm2
 def test_the_gate_is_met_on_a_long_text(evaldata, smollm2_path):
     """At most 0.30 of the bytes at a perplexity ratio of at most 1.01, and better than the peers that are installed."""

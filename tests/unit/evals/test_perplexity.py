@@ -154,9 +154,9 @@ def test_no_precision_is_refused():
 
 @pytest.fixture(scope="module")
 def smollm2(smollm2_path) -> PerplexityTable:
-    """The real model on 2 windows of 256 tokens of documentation."""
+    """The real model on a window of 256 tokens of documentation."""
     precisions = parse_precisions("8,6,5,4,oracle:5.5,random:5.5")
-    return evaluate_perplexity("smollm2-135m", TOPICS, precisions, context=256, windows=2, group_size=64)
+    return evaluate_perplexity("smollm2-135m", TOPICS, precisions, context=256, windows=1, group_size=64)
 
 
 @pytest.mark.smollm2
@@ -178,12 +178,10 @@ def test_on_a_real_model_the_oracle_beats_random(smollm2):
     assert oracle.kl_mean < random.kl_mean
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 @pytest.mark.smollm2
-def test_the_ratios_on_wikitext_stay_within_the_acceptance_bounds(request, evaldata, smollm2_path):
+def test_the_ratios_on_wikitext_stay_within_the_acceptance_bounds(evaldata):
     """The default protocol, 20 windows of 1,024 tokens, group 64."""
-    if "slow" not in (request.config.getoption("-m") or ""):
-        pytest.skip("takes minutes: ask for it with -m slow")
     text = (evaldata / "wikitext2_valid_tokenized.txt").read_text(encoding="utf-8")
     table = evaluate_perplexity("smollm2-135m", text, parse_precisions("16,8,6,5,4"), group_size=64)
     assert table.windows == 20

@@ -1,4 +1,7 @@
-"""A saving exists only between two runs read by the same instrument."""
+"""A saving exists only between two runs read by the same instrument.
+
+Seed features: S1.33
+"""
 
 import math
 

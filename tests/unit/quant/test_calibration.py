@@ -5,8 +5,17 @@ import torch
 
 from tapwb.core.errors import InvalidTensor
 from tapwb.quant import NestedLayout, quantize_nested
-from tapwb.quant.calibration import LEVELS, CalibratedCells, InputStatistics, calibrate_weight
-from tapwb.quant.calibration.rounding import REACH, round_jointly
+from tapwb.quant.calibration import (
+    CLOSE,
+    FAR,
+    LEVELS,
+    CalibratedCells,
+    InputStatistics,
+    calibrate_table,
+    calibrate_weight,
+)
+from tapwb.quant.calibration.fit import level_correction
+from tapwb.quant.calibration.rounding import round_jointly
 from tapwb.quant.nested import padded_groups
 
 ROWS, COLUMNS, GROUP = 96, 200, 64  # the last group is padded
@@ -41,6 +50,11 @@ def statistics_of(x):
     return gathered
 
 
+def corrected(nested, cells, bits):
+    """The weight as a layer multiplies by it: as read, each row raised by its gain."""
+    return nested.dequantize(bits) * (1 + cells.level_gain[LEVELS.index(bits)].float().unsqueeze(-1))
+
+
 def output_error(weight, read, x, bias=None):
     """Mean squared error of the outputs for inputs ``x``."""
     error = x @ (weight - read).T
@@ -54,41 +68,106 @@ def test_statistics_are_mean_and_covariance(inputs):
     assert torch.allclose(gathered.covariance, torch.cov(x.T, correction=0), atol=1e-3)
 
 
+def test_weighted_statistics_are_those_of_repeated_inputs(inputs):
+    """A weight of two is the input twice; each block of rows has its own mean, and the covariance is that of all."""
+    x = inputs[0][:50]
+    weights = torch.stack([torch.arange(50) % 3, (torch.arange(50) + 1) % 3]).float()
+    weights[1] *= weights[0].sum() / weights[1].sum()
+    gathered = InputStatistics(COLUMNS, 2)
+    gathered.add(x[:20], weights[:, :20])
+    gathered.add(x[20:], weights[:, 20:])
+    share = weights / weights.sum(1, keepdim=True)
+    error = torch.randn(6, COLUMNS, generator=torch.manual_seed(5))
+    means = share @ x
+    by_hand = torch.cat([error[:3] @ means[0], error[3:] @ means[1]])
+    assert torch.allclose(gathered.row_sums(error), by_hand, atol=1e-4)
+    assert torch.allclose(gathered.mean, means.mean(0), atol=1e-5)
+    assert torch.allclose(gathered.covariance, torch.cov(x.T, correction=0, aweights=share.mean(0)), atol=1e-3)
+    with pytest.raises(InvalidTensor, match="do not divide"):
+        gathered.row_sums(error[:5])
+
+
+def test_half_precision_around_the_sums_does_not_reach_them(inputs):
+    """Autocast would leave a covariance that is not one: large means hide small variances in eight bits."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        gathered = statistics_of(inputs[0] + 30)
+    assert torch.allclose(gathered.covariance, torch.cov((inputs[0] + 30).T, correction=0), atol=5e-3)
+
+
 def test_every_level_disturbs_unseen_outputs_at_most_half_as_much_as_plain_rounding(weight, inputs, cells):
     """On inputs of the same kind that calibration has not seen; 8 bits at most as much."""
     plain, better = quantize_nested(weight, group_size=GROUP), cells.pack(weight, NestedLayout.named("8"))
     for index, bits in enumerate(LEVELS):
         before = output_error(weight, plain.dequantize(bits), inputs[1])
-        bias = cells.level_bias[index].float()
-        after = output_error(weight, better.dequantize(bits), inputs[1], bias)
+        after = output_error(weight, corrected(better, cells, bits), inputs[1], cells.level_bias[index].float())
         assert after < (0.5 if bits < 8 else 1.0) * before, bits
+
+
+def test_the_gain_is_that_of_least_squares_around_the_mean(weight, inputs, cells):
+    """No other factor of a row brings its outputs nearer."""
+    read, centred = cells.pack(weight, NestedLayout.named("8")), inputs[0] - inputs[0].mean(0)
+    target = weight @ centred.T
+    for index, bits in enumerate(LEVELS):
+        y = read.dequantize(bits) @ centred.T
+        best = (target * y).sum(1) / y.square().sum(1) - 1
+        assert torch.allclose(cells.level_gain[index].float(), best, atol=1e-3)
+
+
+def test_a_row_that_says_nothing_keeps_its_size(inputs):
+    """A row of zeros and one that is read as zeros: no division by nothing."""
+    weight = torch.zeros(2, COLUMNS)
+    gain, bias = level_correction(weight, weight, statistics_of(inputs[0]))
+    assert not gain.any()
+    assert not bias.any()
 
 
 def test_the_level_bias_is_the_mean_error_that_is_left(weight, inputs, cells):
     """What the layer adds is what the level lacks on average."""
     read = cells.pack(weight, NestedLayout.named("8"))
     for index, bits in enumerate(LEVELS):
-        lacking = ((weight - read.dequantize(bits)) @ inputs[0].T).mean(1)
+        lacking = ((weight - corrected(read, cells, bits)) @ inputs[0].T).mean(1)
         assert torch.allclose(cells.level_bias[index].float(), lacking, atol=2e-3)
 
 
-def test_joint_rounding_lowers_all_levels_at_the_same_cells(weight, inputs):
-    """Against plain codes in the same plain cells, so that nothing but the choice of sides differs."""
+@pytest.mark.parametrize(("freedom", "at_8_bits"), [(CLOSE, 1.0), (FAR, 6.0)])
+def test_joint_rounding_lowers_all_levels_at_the_same_cells(weight, inputs, freedom, at_8_bits):
+    """Against plain codes in the same plain cells, so that nothing but the choice of sides differs.
+
+    Weights that may move far give up some of the 8-bit reading.
+    """
     plain = quantize_nested(weight, group_size=GROUP, layout="8")
     gathered = statistics_of(inputs[0])
     missing = 256 - COLUMNS
     covariance = torch.nn.functional.pad(gathered.covariance, (0, missing, 0, missing))
-    codes = round_jointly(padded_groups(weight, GROUP).flatten(1), plain.group_min, plain.group_step, covariance, GROUP)
+    cells = plain.group_min, plain.group_step
+    codes = round_jointly(padded_groups(weight, GROUP).flatten(1), *cells, covariance, GROUP, freedom)
     moved = (codes.int() - plain.planes[0].flatten(1).int()).abs()
-    assert 0 < int(moved.max()) <= REACH
-    cells = CalibratedCells(
-        codes.reshape(ROWS, -1, GROUP), plain.group_min, plain.group_step, torch.zeros(len(LEVELS), ROWS), COLUMNS
+    assert 0 < int(moved.max()) <= freedom.reach
+    nothing = torch.zeros(len(LEVELS), ROWS)
+    joint = CalibratedCells(codes.reshape(ROWS, -1, GROUP), *cells, nothing, nothing, COLUMNS).pack(
+        weight, plain.layout
     )
-    joint, centred = cells.pack(weight, plain.layout), inputs[1] - inputs[1].mean(0)
+    centred = inputs[1] - inputs[1].mean(0)
     for bits in LEVELS:
-        assert output_error(weight, joint.dequantize(bits), centred) < output_error(
-            weight, plain.dequantize(bits), centred
-        )
+        before, after = (output_error(weight, read.dequantize(bits), centred) for read in (plain, joint))
+        assert after < before * (at_8_bits if bits == 8 else 1.0), bits
+
+
+def test_weights_that_may_move_far_leave_less_at_few_bits(weight, inputs):
+    """The same cells: what is given up at 8 bits is gained at 6 and below."""
+    made = [
+        calibrate_weight(weight, statistics_of(inputs[0]), group_size=GROUP, freedom=freedom)
+        for freedom in (CLOSE, FAR)
+    ]
+    for index, bits in enumerate(LEVELS[:-1]):
+        close, far = (
+            output_error(
+                weight, corrected(cells.pack(weight, NestedLayout.named("8")), cells, bits), inputs[1],
+                cells.level_bias[index].float(),
+            )
+            for cells in made
+        )  # fmt: skip
+        assert far < 0.9 * close, bits
 
 
 def test_weights_on_an_old_grid_are_found_again():
@@ -100,6 +179,20 @@ def test_weights_on_an_old_grid_are_found_again():
     plain = quantize_nested(grid, group_size=64)
     calibrated = found.pack(grid, NestedLayout.named("4+4"))
     assert (grid - calibrated.dequantize(4)).square().mean() < 0.6 * (grid - plain.dequantize(4)).square().mean()
+
+
+def test_a_table_disturbs_logits_half_as_much_and_rows_hardly_more(weight, inputs):
+    """As a head on inputs of the same kind, and as an embedding, whose rows are read one by one."""
+    plain = quantize_nested(weight, group_size=GROUP, layout="8")
+    table = calibrate_table(weight, statistics_of(inputs[0]), group_size=GROUP)
+    read = corrected(table.pack(weight, plain.layout), table, 8)
+    bias = table.level_bias[LEVELS.index(8)].float()
+    assert output_error(weight, read, inputs[1], bias) < 0.5 * output_error(weight, plain.dequantize(8), inputs[1])
+    assert (weight - read).square().mean() < 2 * (weight - plain.dequantize(8)).square().mean()
+    assert not table.level_bias[: LEVELS.index(8)].any()
+    assert not table.level_gain[: LEVELS.index(8)].any()
+    with pytest.raises(InvalidTensor, match="do not fit"):
+        calibrate_table(weight, statistics_of(torch.ones(5, 8)), group_size=GROUP)
 
 
 @pytest.mark.parametrize("layout", ["4+4", "fine", "wide", "1+1+2+4"])

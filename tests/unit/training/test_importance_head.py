@@ -3,12 +3,15 @@
 Seed features: S1.6
 """
 
+import dataclasses
+
 import pytest
 import torch
 
 from tapwb.core.errors import UsageError
 from tapwb.engine import TAPConfig, TAPEngine
 from tapwb.execution.head_file import head_path, load_head, save_head
+from tapwb.execution.influence import token_influence
 from tapwb.importance import ImportanceStream, TokenFacts, TokenImportanceAnalyzer
 from tapwb.importance.head import LearnedHead
 from tapwb.training import importance_head as training
@@ -61,6 +64,22 @@ def test_what_is_folded_into_tables_is_what_was_fitted(engine):
     assert (through - through.mean()).tolist() == pytest.approx((direct - direct.mean()).tolist(), abs=2e-3)
 
 
+def test_the_target_is_what_the_settings_say(engine, head):
+    """Influence by default: the same numbers as measured by itself; damage if asked for; anything else is refused."""
+    ids = engine.tokenize(TEXT)[:, :80]
+    bench = training._Bench(engine)
+    seen, own = bench.observe(ids, 4, "influence"), bench.observe(ids, 4, "damage")
+    assert torch.allclose(seen.damage.double(), token_influence(engine.nested, ids, 4)[1:-1], rtol=1e-4)
+    assert torch.equal(seen.features, own.features)
+    assert not torch.equal(seen.damage, own.damage)
+    assert head.report["target"] == "influence"
+    damage = train_head(engine, TEXT, dataclasses.replace(SETTINGS, target="damage"), keep=False)
+    assert damage.report["target"] == "damage"
+    assert not torch.equal(damage.token, head.token)
+    with pytest.raises(UsageError, match="influence or damage"):
+        training.check_target("influense")
+
+
 def test_a_damage_that_follows_the_token_is_learnt():
     """Made-up windows in which damage is a function of one feature: it is found, and scored on the last windows."""
     g = torch.Generator().manual_seed(0)
@@ -76,14 +95,22 @@ def test_a_damage_that_follows_the_token_is_learnt():
     assert scored["rank_correlation_ci95"][0] > 0.9
 
 
+def test_the_ridge_holds_back_the_vectors_and_not_the_step():
+    """Two features of equal weight: at a strength of 9 the step's keeps it, and a vector's a tenth of it."""
+    x = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
+    log = x[:, 0] + x[:, 7]
+    solution = training._Ridge([training._Observed(x, log, log.exp())]).solve(9.0)
+    assert solution.weights.tolist() == pytest.approx([1, 0, 0, 0, 0, 0, 0, 0.1], abs=0.05)
+
+
 def test_the_score_is_of_windows_that_were_not_fitted(engine, monkeypatch):
     """Garbage in the last fifth of the text changes the report and not a single weight."""
     plain = train_head(engine, TEXT, SETTINGS, keep=False)
     real = training._Bench.observe
     seen = []
 
-    def garbled(self, token_ids, low_bits):
-        row = real(self, token_ids, low_bits)
+    def garbled(self, token_ids, low_bits, target):
+        row = real(self, token_ids, low_bits, target)
         seen.append(row)
         if len(seen) > 8:
             noise = torch.rand(row.damage.shape, generator=torch.Generator().manual_seed(len(seen)))

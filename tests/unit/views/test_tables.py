@@ -1,7 +1,11 @@
 """Tables escape, align and name the source of what they show."""
 
+import pytest
+
 from tapwb.core.reading import Reading, Unavailable
+from tapwb.models.anatomy import anatomy_of_model
 from tapwb.models.published_shapes import PUBLISHED_SHAPES
+from tapwb.models.tiny import tiny_model
 from tapwb.plan.capacity import fit_rows
 from tapwb.views import tables
 from tapwb.views.charts import bits_histogram, layer_token_map
@@ -33,6 +37,14 @@ def test_fewer_bits_never_weigh_more() -> None:
     shares = [float(row[2].rstrip("×")) for row in rows]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == 1.0
+
+
+def test_the_numbers_of_a_tied_head_are_counted_once() -> None:
+    """The shares of all parts add up to one model."""
+    tied = anatomy_of_model(tiny_model("llama").model)
+    rows = tables.parts_table(tied, EN).rows
+    assert {row[0]: row[3] for row in rows}["head"] == "the token embedding's"
+    assert sum(float(row[4].rstrip("%")) for row in rows if row[4]) == pytest.approx(100, abs=0.5)
 
 
 def test_fit_table_has_one_line_per_card() -> None:

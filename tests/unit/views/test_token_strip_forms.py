@@ -3,15 +3,23 @@
 import re
 
 import pytest
+import torch
 
 import tapwb_widgets.token_strip as notebook
 import tapwb_widgets.token_strip_panel as dashboard
+from tapwb.plan.precision_plan import Floor, PrecisionPlan
+from tapwb.views.i18n import translator
+from tapwb.views.panel_app.names import kept_reasons
 from tapwb_widgets.fonts import FAMILY, font_face_css
 from tapwb_widgets.palette import contrast, luminance, ramp, step_of
-from tapwb_widgets.schema import ANSWER_DIFF, RESERVED, STATIC, TOKEN_STRIP, defaults
-from tapwb_widgets.static_html import static_diff_html, static_html, visible
+from tapwb_widgets.schema import ANSWER_DIFF, DATA_TABLE, RESERVED, STATIC, TOKEN_STRIP, defaults
+from tapwb_widgets.static_html import static_diff_html, static_html, static_table_html, visible
 
-WIDGETS = [("TokenStrip", TOKEN_STRIP, "token_strip"), ("AnswerDiff", ANSWER_DIFF, "answer_diff")]
+WIDGETS = [
+    ("TokenStrip", TOKEN_STRIP, "token_strip"),
+    ("AnswerDiff", ANSWER_DIFF, "answer_diff"),
+    ("DataTable", DATA_TABLE, "data_table"),
+]
 HOSTILE = '<img src=x onerror="alert(1)">'
 #: Brettel, Viénot, Mollon 1997, in the linear form of Viénot 1999: what a protanope and a deuteranope see.
 BLINDNESS = {
@@ -32,7 +40,7 @@ def test_both_homes_have_the_fields_of_the_table(name: str, fields: tuple, modul
     assert notebook.STATIC / f"{module}.js" == STATIC / f"{module}.js"
 
 
-@pytest.mark.parametrize("module", ["token_strip", "answer_diff"])
+@pytest.mark.parametrize("module", ["token_strip", "answer_diff", "data_table"])
 def test_scripts_never_write_markup_nor_ask_the_network(module: str) -> None:
     """No innerHTML, no import, no address in the ES modules and their style sheets."""
     text = (STATIC / f"{module}.js").read_text() + (STATIC / f"{module}.css").read_text()
@@ -72,7 +80,9 @@ def test_static_html_escapes_everything_it_is_given() -> None:
     diff = static_diff_html(
         {"candidate": f"a{HOSTILE}", "baseline": "ab", "candidate_title": HOSTILE, "baseline_title": "x"}
     )
-    for page in (strip, diff):
+    table = static_table_html({"columns": [HOSTILE], "rows": [[HOSTILE]], "label": HOSTILE})
+    nothing = static_table_html({"columns": ["a"], "empty": HOSTILE})
+    for page in (strip, diff, table, nothing):
         assert "<img" not in page
         assert "&lt;img" in page
         assert "<script" not in page
@@ -111,3 +121,26 @@ def test_the_thai_font_travels_with_the_widgets() -> None:
 def test_defaults_are_not_shared() -> None:
     """Two strips never write into the same list."""
     assert defaults(TOKEN_STRIP)["bits"] is not defaults(TOKEN_STRIP)["bits"]
+
+
+def test_kept_bits_are_marked_in_the_static_form() -> None:
+    """A corner, the reason in the tooltip, and a legend; without a reason none of them."""
+    page = static_html({"pieces": ["a", "b"], "bits": [8, 4], "kept": ["kept at 8 bits: first token", ""]})
+    assert page.count('<span class="tapwb-cell tapwb-kept"') == 1
+    assert 'title="token 0: a, bits: 8, kept at 8 bits: first token"' in page
+    assert "bits kept, whatever the importance" in page
+    assert "whatever the importance" not in static_html({"pieces": ["a"], "bits": [8], "kept": [""]})
+
+
+def test_a_floor_below_the_bits_keeps_nothing() -> None:
+    """Only a token that stands on its floor, or was set by hand, is said to be kept."""
+    plan = PrecisionPlan(
+        torch.tensor([[8, 6, 8, 4]], dtype=torch.uint8),
+        (4, 6, 8),
+        "adaptive",
+        floors=(Floor("first token", (0,), 8), Floor("first tokens", (1, 2), 6)),
+        overrides=(3,),
+    )
+    assert kept_reasons(plan, translator("en")) == [
+        "kept at 8 bits: first token", "kept at 6 bits: first tokens", "", "kept at 4 bits: set by hand",
+    ]  # fmt: skip

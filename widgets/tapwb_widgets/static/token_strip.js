@@ -129,6 +129,7 @@ function render({ model, el }) {
       lines.push(`${label("rank")}: ${ranks[token]} / ${scores.length}`);
     }
     if (bits.length) lines.push(`${label("bits")}: ${bits[token]}`);
+    if (get("kept")[token]) lines.push(get("kept")[token]);
     return lines;
   }
 
@@ -184,6 +185,7 @@ function render({ model, el }) {
   function paint() {
     const scores = get("scores");
     const bits = get("bits");
+    const kept = get("kept");
     const gamma = get("gamma") || 1;
     const known = scores.length === count();
     groups = groupsOf(get("granularity"), cells, tokensOfCell, count());
@@ -201,7 +203,8 @@ function render({ model, el }) {
         step = ` tapwb-i${Math.floor((STEPS - 1) * score ** gamma + 0.5)}`;
       }
       const option = tokens.length === 1 ? " tapwb-option" : "";
-      cell.className = `${tint}${step}${option}`;
+      const pin = tokens.some((token) => kept[token]) ? " tapwb-kept" : "";
+      cell.className = `${tint}${step}${option}${pin}`;
       cell.querySelector(".tapwb-bits").textContent = bits.length ? bitsText(tokens.map((token) => bits[token])) : "";
       const bars = cell.querySelectorAll(".tapwb-bar");
       tokens.forEach((token, place) => {
@@ -210,11 +213,11 @@ function render({ model, el }) {
       });
     });
     options.forEach((option, token) => option.setAttribute("aria-label", describe(token).join(", ")));
-    drawLegend(known, bits.length > 0);
+    drawLegend(known, bits.length > 0, kept.some((reason) => reason));
     select();
   }
 
-  function drawLegend(tinted, underlined) {
+  function drawLegend(tinted, underlined, pinned) {
     legend.replaceChildren();
     if (tinted) {
       legend.append(element("span", "", label("less important")));
@@ -224,6 +227,13 @@ function render({ model, el }) {
       legend.append(scale, element("span", "", label("more important")));
     }
     if (underlined) legend.append(element("span", "tapwb-note", label("underline and small number: bits")));
+    if (pinned) {
+      const note = element("span", "tapwb-note");
+      const sign = element("i", "tapwb-kept-sign");
+      sign.setAttribute("aria-hidden", "true");
+      note.append(sign, document.createTextNode(` ${label("bits kept, whatever the importance")}`));
+      legend.append(note);
+    }
   }
 
   function select() {
@@ -371,7 +381,7 @@ function render({ model, el }) {
     model.on(event, listener);
   });
   watch(["cells", "cell_of_token", "pieces", "special", "token_ids", "bytes_hex", "labels"], build);
-  watch(["scores", "bits", "gamma", "granularity", "signal"], paint);
+  watch(["scores", "bits", "gamma", "granularity", "signal", "kept"], paint);
   watch(["show_whitespace"], texts);
   watch(["focused", "span", "pinned", "color_scheme"], select);
 

@@ -3,12 +3,15 @@
 import panel_material_ui as pmui
 
 from tapwb.core.units import format_bytes, format_count
+from tapwb.evals.decode_bench import kept_comparison
 from tapwb.models.catalog import catalog
 from tapwb.models.memory import free_memory_bytes
 from tapwb.plan.capacity import fit_rows
 from tapwb.views import tables
+from tapwb.views.borrowed_words import format_words
 from tapwb.views.panel_app.look import empty, section, table_pane, text
 from tapwb.views.panel_app.scope import Scope
+from tapwb.views.speed_table import speed_caption, speed_table
 from tapwb.workbench import ModelCard
 
 _FORMATS = ("bf16", "tap8", "tap4")
@@ -28,7 +31,9 @@ class ModelPage:
         self.facts = text("", dark=dark)
         self.room = text("", tone="quiet", dark=dark)
         self.empty = empty(_("Load a model to see what it is made of and which cards hold it."), dark=dark)
-        self.bytes, self.parts, self.memory, self.fit = (table_pane(dark=dark) for _i in range(4))
+        self.bytes, self.parts, self.memory, self.fit, self.speed = (table_pane(dark=dark) for _i in range(5))
+        self.speed_note = text("", tone="quiet", dark=dark)
+        self.beside = section(_("How fast beside other programs"), self.speed, self.speed_note)
         self.context = pmui.Select(
             label=_("Length of the text, tokens"),
             options={f"{n:,}": n for n in _CONTEXTS},
@@ -44,6 +49,7 @@ class ModelPage:
             section(_("What it weighs"), self.bytes),
             section(_("What it is made of"), self.parts, self.memory),
             section(_("Does it fit?"), self.context, self.fit, self.fit_note),
+            self.beside,
             visible=False, sizing_mode="stretch_width",
         )  # fmt: skip
         self.view = pmui.Column(
@@ -71,6 +77,11 @@ class ModelPage:
         self.memory.object = tables.memory_table(card.anatomy, n_tokens, _).to_html(dark=dark)
         rows = fit_rows(card.anatomy, context_tokens=n_tokens, formats=_FORMATS)
         self.fit.object = tables.fit_table(rows, _FORMATS, _).to_html(dark=dark)
+        compared = kept_comparison(card.info.checksum_sha256)
+        self.beside.visible = compared is not None
+        if compared is not None:
+            self.speed.object = speed_table(compared, _).to_html(dark=dark)
+            self.speed_note.text = speed_caption(compared, _)
 
     def _facts(self, card: ModelCard) -> str:
         _, anatomy, info = self._scope.translate, card.anatomy, card.info
@@ -86,7 +97,11 @@ class ModelPage:
             _("weights from {source}, revision {revision}").format(source=info.source, revision=info.revision),
         ]
         if info.quantized_before:
-            parts.append(_("these weights were already quantized once ({format})").format(format=info.quantized_before))
+            parts.append(
+                _("these weights were already quantized once ({format})").format(
+                    format=format_words(info.quantized_before, _)
+                )
+            )
         return " · ".join(parts)
 
     def _room(self, model_id: str) -> str:

@@ -2,22 +2,22 @@
 
 import html
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
-import pandas as pd
 import panel as pn
 import panel_material_ui as pmui
 
+from tapwb.core.precision import NO_SIGNAL
 from tapwb.plan.explain import TokenExplanation, explain
 from tapwb.views import charts, tables
 from tapwb.views.panel_app.look import empty, section, table_pane, text
-from tapwb.views.panel_app.names import floor_name, signal_names, signal_short_names
+from tapwb.views.panel_app.names import floor_name, kept_reasons, signal_names, signal_short_names
 from tapwb.views.panel_app.scope import Scope
+from tapwb.views.panel_app.stale import StaleNote
 from tapwb.views.payloads import heat_columns, strip_fields, token_bytes
 from tapwb_widgets.schema import TOKEN_STRIP_LABELS
 from tapwb_widgets.static_html import visible
-from tapwb_widgets.token_strip_panel import TokenStrip
+from tapwb_widgets.token_strip_panel import DataTable, TokenStrip
 
 _TOP = 20
 _HEAT_COLUMNS = 256
@@ -52,10 +52,10 @@ class TokensPage:
         self.blanks = pmui.Checkbox(label=_("show blanks"), value=True, size="small")
         self.summary = text("", tone="quiet", dark=dark)
         self.explanation = text("", role="status", dark=dark)
-        self.top = pn.widgets.Tabulator(
-            self._top_frame([]), show_index=False, disabled=True, selectable=1,
-            layout="fit_columns", sizing_mode="stretch_width", height=360,
-            theme="midnight" if dark else "simple", margin=(4, 10),
+        self.top: Any = DataTable(
+            columns=[_("No. (from 0)"), _("Token"), _("Importance"), _("Bits"), _("Kept")], numbers=[0, 2, 3],
+            label=_("Most important tokens"), color_scheme="dark" if dark else "light",
+            sizing_mode="stretch_width", margin=(4, 10),
         )  # fmt: skip
         self.heat = pn.pane.Plotly(None, sizing_mode="stretch_width", height=380, config={"displaylogo": False})
         self.histogram = pn.pane.Plotly(None, sizing_mode="stretch_width", height=240, config={"displaylogo": False})
@@ -63,7 +63,8 @@ class TokensPage:
         self.details = pmui.Column(
             section(
                 _("Importance and bits of every token"),
-                pmui.Row(self.granularity, self.gamma, self.blanks), self.strip, self.summary, self.explanation,
+                pmui.Row(self.granularity, self.gamma, self.blanks, sizing_mode="stretch_width"),
+                self.strip, self.summary, self.explanation,
             ),
             pmui.Row(
                 section(_("Most important tokens"), self.top),
@@ -74,7 +75,8 @@ class TokensPage:
             section(_("Signals side by side"), self.correlation),
             visible=False, sizing_mode="stretch_width",
         )  # fmt: skip
-        self.view = pmui.Column(self.empty, self.details, sizing_mode="stretch_width")
+        self.stale = StaleNote(scope, self.details)
+        self.view = pmui.Column(self.empty, self.stale.view, self.details, sizing_mode="stretch_width")
         self._listen()
         scope.refresh_on(["scored", "plan", "signal", "planner"], self.refresh)
 
@@ -96,7 +98,6 @@ class TokensPage:
         self._bits(plan)
         self._drawn = (scored, id(plan), signal)
         self._explain()
-        # Shown last: a table whose rows change while the browser is still building it stumbles in its own script.
         self.empty.visible, self.details.visible = False, True
 
     def _signal(self) -> str:
@@ -109,9 +110,10 @@ class TokensPage:
         _, card = self._scope.translate, self._scope.workbench.card
         ids = scored.scored.token_ids[0].tolist()
         special = [index for index, token_id in enumerate(ids) if token_id in scored.scored.facts.special_ids]
-        bits = plan.bits.max(dim=0).values.tolist() if plan is not None and plan.n_tokens == len(ids) else []
+        is_planned = plan is not None and plan.n_tokens == len(ids)
+        bits, kept = (plan.rounded_token_bits(), kept_reasons(plan, _)) if is_planned else ([], [])
         fields = strip_fields(
-            token_bytes(card.tokenizer, ids), token_ids=ids, special=special, bits=bits,
+            token_bytes(card.tokenizer, ids), token_ids=ids, special=special, bits=bits, kept=kept,
             scores=scored.scored.importance.parts[signal][0].tolist(), signal=signal_names(_).get(signal, signal),
         )  # fmt: skip
         changed = {name: value for name, value in fields.items() if getattr(self.strip, name) != value}
@@ -125,22 +127,21 @@ class TokensPage:
         )  # fmt: skip
 
     def _top(self) -> None:
-        scores = self.strip.scores
-        frame = self._top_frame(sorted(range(len(scores)), key=lambda token: -scores[token])[:_TOP])
-        if not frame.equals(self.top.value):
-            self.top.value = frame
+        strip = self.strip
+        order = sorted(range(len(strip.scores)), key=lambda token: -strip.scores[token])[:_TOP]
+        bits = [str(strip.bits[token]) if strip.bits else "–" for token in order]
+        kept = [strip.kept[token] if strip.kept else "" for token in order]
+        self.top.rows = [
+            [str(token), visible(strip.pieces[token]), f"{strip.scores[token]:.2f}", bits[place], kept[place]]
+            for place, token in enumerate(order)
+        ]
+        self._mark_top()
 
-    def _top_frame(self, order: list[int]) -> pd.DataFrame:
-        _, strip = self._scope.translate, self.strip
-        return pd.DataFrame(
-            {
-                _("Place"): pd.Series(order, dtype="int64"),
-                # The table shows cells as text, whatever they hold; a browser test holds that.
-                _("Token"): _texts(visible(strip.pieces[token]) for token in order),
-                _("Importance"): _texts(f"{strip.scores[token]:.2f}" for token in order),
-                _("Bits"): _texts(str(strip.bits[token]) if strip.bits else "–" for token in order),
-            }
-        )
+    def _mark_top(self) -> None:
+        """The row of the token that is chosen in the strip, if it has one."""
+        places = [row[0] for row in self.top.rows]
+        chosen = str(self.strip.focused)
+        self.top.selected = places.index(chosen) if chosen in places else -1
 
     def _heat(self, scored: Any) -> None:
         _ = self._scope.translate
@@ -184,27 +185,37 @@ class TokensPage:
         scope.watch(self.granularity, ["value"], lambda event: strip.param.update(granularity=event.new))
         scope.watch(self.gamma, ["value_throttled"], lambda event: strip.param.update(gamma=event.new))
         scope.watch(self.blanks, ["value"], lambda event: strip.param.update(show_whitespace=event.new))
-        scope.watch(strip, ["focused"], lambda _event: self._explain())
-        self.top.on_click(self._from_table)
+        scope.watch(strip, ["focused"], self._follow_strip)
+        scope.watch(self.top, ["selected"], self._from_table)
+
+    def _follow_strip(self, _event: Any) -> None:
+        self._explain()
+        self._mark_top()
 
     def _from_table(self, event: Any) -> None:
-        token = int(self.top.value.iloc[event.row, 0])
-        self.strip.param.update(focused=token, span=[token, token], pinned=token)
+        if not 0 <= event.new < len(self.top.rows):
+            return
+        token = int(self.top.rows[event.new][0])
+        if token != self.strip.focused:
+            self.strip.param.update(focused=token, span=[token, token], pinned=token)
 
 
-def _texts(values: Iterable[str]) -> pd.Series:
-    """A column of text even while it is empty; the table would take an empty one for numbers."""
-    return pd.Series(list(values), dtype=object)
+def _bits_words(bits: tuple[int, ...]) -> str:
+    """Bits over the layer groups: each where there are few, else from the least to the most."""
+    different = sorted(set(bits))
+    return str(different[0]) if len(different) == 1 else f"{different[0]}–{different[-1]}"
 
 
 def explanation_sentence(why: TokenExplanation, _: Any) -> str:
     """Why a token got its bits, in the reader's language."""
     values = {
-        "index": why.index, "text": why.text, "bits": " / ".join(map(str, why.bits)),
+        "index": why.index, "text": why.text, "bits": _bits_words(why.bits),
         "signal": signal_names(_).get(why.signal, why.signal), "rank": why.rank, "n": why.n_tokens,
         "score": "–" if why.score is None else f"{why.score:.2f}",
     }  # fmt: skip
-    if why.planner == "uniform":
+    if why.signal == NO_SIGNAL:
+        words = _("Token {index} “{text}” gets {bits} bits, like every token without a protection.")
+    elif why.planner == "uniform":
         words = _("Token {index} “{text}” gets {bits} bits, like every token.")
     elif why.score is None:
         words = _("Token {index} “{text}” gets {bits} bits from a plan on “{signal}”, whose scores are not shown here.")
