@@ -12,7 +12,7 @@ from tapwb_kernels.nested_dequantize.reference import nested_dequantize
 from tapwb_kernels.nested_linear import native
 
 LAYOUTS = [(8,), (4, 4), (4, 1, 1, 2), (2, 1, 1, 4), (2, 1, 1, 1, 1, 2), (1, 1, 2, 4), (2, 2, 2, 2)]
-VARIANTS = {"native": (), "avx2": ("-march=haswell",), "portable": ("-DTAP_PORTABLE",)}
+VARIANTS = {"avx-512": ("-DTAP_NO_TILES",), "avx2": ("-march=haswell",), "portable": ("-DTAP_PORTABLE",)}
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +101,12 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(kernel, plane_bits, group_s
             assert torch.equal(kernel.nested_linear(x[:n_rows], *stored, bits), together[:n_rows])
 
 
-@pytest.mark.parametrize("variant", ["avx2", "portable"])
+@pytest.mark.parametrize("variant", ["avx-512", "avx2", "portable"])
 def test_other_processors_get_the_same_product(native_folder, variant):
     """The loops of older and of other processors, built here and held to the same bound."""
-    if variant == "avx2" and "avx2" not in processor():
-        pytest.skip("this processor has no AVX2")
+    needed = {"avx-512": "avx512vl", "avx2": "avx2"}.get(variant, "")
+    if needed not in processor():
+        pytest.skip(f"this processor has no {variant}")
     other = load_or_skip(native_folder, VARIANTS[variant])
     assert variant in other.instructions.lower()
     for plane_bits in LAYOUTS:
@@ -119,16 +120,30 @@ def test_other_processors_get_the_same_product(native_folder, variant):
                 assert torch.equal(other.nested_linear(x[:1], *stored, bits, refit=refit), actual[:1])
 
 
+def test_panels_multiply_many_rows_where_there_are_no_tiles(native_folder):
+    """AVX-512 without AMX: the same bound, and rows that do not depend on each other."""
+    other = load_or_skip(native_folder, VARIANTS["avx-512"])
+    if not other.panel_group:
+        pytest.skip("this processor has no AVX-512")
+    for group_size in (24, 64, 128):
+        stored, refit = weight_of(67, 300, group_size, (4, 1, 1, 2))
+        x = torch.randn(23, 300, generator=torch.Generator().manual_seed(1)) + 0.3
+        for bits in range(1, 9):
+            actual = other.nested_linear(x, *stored, bits, refit=refit)
+            assert relative_error(actual, exact(x, stored, bits, refit)) <= native.RELATIVE_ERROR
+            assert torch.equal(other.nested_linear(x[3:13], *stored, bits, refit=refit), actual[3:13])
+
+
 @pytest.mark.parametrize("spread", [1.0, 1e4])
 def test_the_error_stays_within_what_the_digits_allow(kernel, spread):
-    """Element by element: |w| summed over a group, times the group's largest activation, over 65534."""
+    """Element by element: |w| summed over a group, times the group's largest activation, over 65278."""
     stored, _ = weight_of(40, 576, 64, (4, 4))
     x = torch.randn(4, 576, generator=torch.Generator().manual_seed(4))
     x[:, ::97] *= spread
     planes, plane_bits, low, step = stored
     weight = nested_dequantize(planes, plane_bits, low, step, 8, 576).double()
     largest = x.double().abs().view(4, 9, 64).amax(-1)
-    bound = largest @ weight.abs().view(40, 9, 64).sum(-1).T / 65534
+    bound = largest @ weight.abs().view(40, 9, 64).sum(-1).T / 65278
     error = (kernel.nested_linear(x, *stored, 8).double() - x.double() @ weight.T).abs()
     # fp32 sums add a few units in the last place of the largest term.
     assert bool((error <= bound + 1e-6 * (x.double().abs() @ weight.abs().T)).all())

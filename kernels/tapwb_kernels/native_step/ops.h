@@ -22,6 +22,7 @@ struct Weight {
   int64_t cols, out, groups, group_size;
   int32_t widths[kMaxPlanes];
   int32_t n_planes, meta_dtype, refit_dtype;
+  const uint16_t* by_sixteen;                 // step and low for loops of 16 outputs (call.h); the program's own
 };
 
 // What each kind reads is said where it runs (interpreter.h); x, x2 and y are workspace, n_rows rows of a stride.

@@ -54,6 +54,7 @@ class WeightStruct(ctypes.Structure):
         ("n_planes", ctypes.c_int32),
         ("meta_dtype", ctypes.c_int32),
         ("refit_dtype", ctypes.c_int32),
+        ("by_sixteen", ctypes.c_void_p),
     ]
 
 

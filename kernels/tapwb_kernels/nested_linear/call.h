@@ -17,6 +17,9 @@
 #define TAP_AVX2 1
 #include <immintrin.h>
 #endif
+#if defined(TAP_AVX512) && defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__linux__) && !defined(TAP_NO_TILES)
+#define TAP_TILES 1
+#endif
 
 namespace {
 
@@ -46,6 +49,7 @@ struct Call {
   int32_t x_dtype, y_dtype, meta_dtype;
   int32_t n_threads;
   float times, plus;           // weight = second + first * (times * code + plus)
+  const uint16_t* by_sixteen;  // first and second as fp16, 16 outputs beside each other: (out / 16, groups, 2, 16); or null
 };
 
 float from_bits(uint32_t bits) {

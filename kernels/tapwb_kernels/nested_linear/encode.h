@@ -7,12 +7,20 @@
 
 namespace {
 
+// The largest code, such that every code is two signed bytes: 127 * 256 + 127.
+constexpr float kTopCode = 32639.0f;
+
 // Activations of a call as 16-bit integers with one scale for each group; columns of padding are 0.
 struct Rows {
   std::vector<int16_t> codes;   // (n_rows, groups * group_size)
   std::vector<float> scale;     // (n_rows, kBlock, groups): kBlock times the same, as the weight's come in blocks
   std::vector<float> sum;       // (n_rows, groups): of the values that the codes stand for
   std::vector<float> values;    // one row in fp32
+  // The same as tile registers take them (tiles.h), a tile of up to kMaxRows rows after the other.
+  std::vector<int8_t> digits;      // (tiles, groups * group_size / 4, 2, lanes, 4)
+  std::vector<float> lane_scale;   // (tiles, groups, 16): scale of each lane, over and over
+  std::vector<float> lane_sum;     // (tiles, groups, lanes)
+  int lanes = 1;
 };
 
 void encode_group(const float* x, int64_t n, int64_t group_size, int16_t* codes, float* scale, float* sum) {
@@ -25,8 +33,8 @@ void encode_group(const float* x, int64_t n, int64_t group_size, int16_t* codes,
     *scale = *sum = std::nanf("");
     return;
   }
-  if (top < 1e-30f) return;  // below what fp32 sums keep anyway; 32767 / top would overflow
-  const float per_step = 32767.0f / top;
+  if (top < 1e-30f) return;  // below what fp32 sums keep anyway; kTopCode / top would overflow
+  const float per_step = kTopCode / top;
   int64_t total = 0;
   for (int64_t start = 0; start < n; start += 4096) {
     int32_t part = 0;
@@ -38,7 +46,7 @@ void encode_group(const float* x, int64_t n, int64_t group_size, int16_t* codes,
     }
     total += part;
   }
-  *scale = top / 32767.0f;
+  *scale = top / kTopCode;
   *sum = *scale * static_cast<float>(total);
 }
 
@@ -58,34 +66,23 @@ void encode_row(const float* x, int64_t row, int64_t cols, int64_t groups, int64
   }
 }
 
-// In the order of columns in which the loops for up to kMaxRows rows take them.
-void arrange_rows(int64_t n_rows, int64_t groups, int64_t group_size, Rows& rows) {
-  if (is_wide(group_size)) arrange(rows.codes.data(), n_rows * groups * group_size);
-}
-
-void encode_rows(const Call& call, Rows& rows) {
-  make_room(rows, call.n_rows, call.groups, call.group_size);
-  rows.values.resize(static_cast<size_t>(call.cols));
-  for (int64_t row = 0; row < call.n_rows; ++row) {
-    const float* x = static_cast<const float*>(call.x) + row * call.cols;
-    if (call.x_dtype == kBFloat16) {
-      const uint16_t* source = static_cast<const uint16_t*>(call.x) + row * call.cols;
-      for (int64_t i = 0; i < call.cols; ++i) rows.values[i] = from_bits(static_cast<uint32_t>(source[i]) << 16);
-      x = rows.values.data();
-    }
-    encode_row(x, row, call.cols, call.groups, call.group_size, rows);
-  }
-  if (call.n_rows <= kMaxRows) arrange_rows(call.n_rows, call.groups, call.group_size, rows);
-}
-
 // Rows from `first` on, as a product takes them.
 struct RowsView {
   const int16_t* codes;
   const float *scale, *sum;
+  const int8_t* digits;        // of all rows, as `first` may lie within a tile
+  const float *lane_scale, *lane_sum;
+  int64_t first;
+  int lanes;
   RowsView(const Rows& rows, int64_t first, int64_t groups, int64_t group_size)
       : codes(rows.codes.data() + first * groups * group_size),
         scale(rows.scale.data() + first * groups * kBlock),
-        sum(rows.sum.data() + first * groups) {}
+        sum(rows.sum.data() + first * groups),
+        digits(rows.digits.data()),
+        lane_scale(rows.lane_scale.data()),
+        lane_sum(rows.lane_sum.data()),
+        first(first),
+        lanes(rows.lanes) {}
 };
 
 }  // namespace

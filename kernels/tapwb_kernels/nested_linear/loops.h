@@ -7,11 +7,16 @@
 namespace {
 
 struct Plan;
+struct RowsView;
+struct TileScratch;
+using One = void (*)(const Call&, const Plan&, const RowsView&, int64_t m, int64_t row, uint16_t there, const TileScratch&);
 using Dot = void (*)(const Call&, const Plan&, const Block&);
 using DotAny = void (*)(const Call&, const Block&);
 constexpr DotAny kDotAny[] = {dot_any<1>, dot_any<2>, dot_any<3>, dot_any<4>};
 static_assert(sizeof(kDotAny) == kRowBlock * sizeof(DotAny), "one for each number of rows");
 using Unpack = void (*)(const Call&, const Plan&, int64_t row, uint8_t* codes);
+
+using UnpackTile = void (*)(const Call&, const Plan&, int64_t row, int64_t n, int64_t group, uint8_t* to);
 
 struct Plan {
 #if defined(TAP_AVX512) || defined(TAP_AVX2)
@@ -20,6 +25,8 @@ struct Plan {
   Place place[kMaxPlanes];
   Dot straight[kMaxRows] = {nullptr};  // 1 to kMaxRows rows of activations, codes taken from the planes
   Dot rows[kMaxRows] = {nullptr};      // the same, codes in memory
+  One one = nullptr, one_unpacked = nullptr;   // the first loop where the processor has tiles (tiles.h)
+  UnpackTile unpack_tile = nullptr;
   Unpack unpack = nullptr;          // codes of one row of the weight
 };
 
@@ -52,43 +59,43 @@ struct Whole {
 };
 
 template <int kGroup, int kWidth>
-inline Bytes add_plane64(Bytes codes, const Call& call, const Plan& plan, int i, int64_t group, int part) {
+inline Bytes add_plane64(Bytes codes, const Call& call, const Turn& turn, int i, int64_t group, int part) {
   constexpr int kBytes = kGroup * kWidth / 8;
   const uint8_t* at = call.planes[i] + group * kBytes;
   // Planes of one bit advance so slowly that the processor's own prefetcher keeps up.
   if (kWidth > 1 && part == 0) __builtin_prefetch(at + kPrefetchBytes, 0, 2);
-  return merge(codes, spread<kGroup, kWidth>(at, part), plan.turn[i], part);
+  return merge(codes, spread<kGroup, kWidth>(at, part), turn, part);
 }
 
 // Planes of these widths, joined in registers.
 template <int kGroup, int... kWidths>
 struct Joined {
-  static inline Bytes bytes(const Call& call, const Plan& plan, int64_t group, int part) {
+  static inline Bytes bytes(const Call& call, const Turn* turns, int64_t group, int part) {
     Bytes found = no_codes();
     int i = 0;
-    ((found = add_plane64<kGroup, kWidths>(found, call, plan, i++, group, part)), ...);
+    ((found = add_plane64<kGroup, kWidths>(found, call, turns[i], i, group, part), ++i), ...);
     return found;
   }
   static inline void words(const Call& call, const Plan& plan, const Block& block, int r, int64_t g, int part, Words* words) {
-    split(bytes(call, plan, (block.row + r) * call.groups + g, part), words);
+    split(bytes(call, plan.turn, (block.row + r) * call.groups + g, part), words);
   }
 };
 
 // The same for other widths, which are looked at while running.
 template <int kGroup>
 struct Joined<kGroup> {
-  static inline Bytes bytes(const Call& call, const Plan& plan, int64_t group, int part) {
+  static inline Bytes bytes(const Call& call, const Turn* turns, int64_t group, int part) {
     Bytes found = no_codes();
     for (int i = 0; i < call.n_planes; ++i) switch (call.widths[i]) {
-        case 1: found = add_plane64<kGroup, 1>(found, call, plan, i, group, part); break;
-        case 2: found = add_plane64<kGroup, 2>(found, call, plan, i, group, part); break;
-        case 4: found = add_plane64<kGroup, 4>(found, call, plan, i, group, part); break;
-        default: found = add_plane64<kGroup, 8>(found, call, plan, i, group, part);
+        case 1: found = add_plane64<kGroup, 1>(found, call, turns[i], i, group, part); break;
+        case 2: found = add_plane64<kGroup, 2>(found, call, turns[i], i, group, part); break;
+        case 4: found = add_plane64<kGroup, 4>(found, call, turns[i], i, group, part); break;
+        default: found = add_plane64<kGroup, 8>(found, call, turns[i], i, group, part);
       }
     return found;
   }
   static inline void words(const Call& call, const Plan& plan, const Block& block, int r, int64_t g, int part, Words* words) {
-    split(bytes(call, plan, (block.row + r) * call.groups + g, part), words);
+    split(bytes(call, plan.turn, (block.row + r) * call.groups + g, part), words);
   }
 };
 
@@ -138,6 +145,18 @@ void dot_wide(const Call& call, const Plan& plan, const Block& block) {
   TAP_UNROLL for (int m = 0; m < kRows; ++m) store_sums(sums_of[m], block.out + m * kBlock);
 }
 
+#if defined(TAP_TILES)
+template <class Source, int kGroup>
+void multiply_one(const Call&, const Plan&, const RowsView&, int64_t m, int64_t row, __mmask16 there, const TileScratch&);
+template <class Source, int kGroup, bool kIsCommon>
+void set_loops(Plan& plan) {
+  plan.one = multiply_one<Source, kGroup>;
+}
+template <class Source, int kGroup>
+void set_unpacked_loops(Plan& plan) {
+  plan.one_unpacked = multiply_one<Source, kGroup>;
+}
+#else
 // Loops for several rows of activations; what is missing is cut into halves. Each takes a compiler a third of a second.
 template <class Source, int kGroup>
 void for_rows(Dot* dots) {
@@ -145,13 +164,59 @@ void for_rows(Dot* dots) {
   dots[2] = dot_wide<Source, kGroup, 3>, dots[3] = dot_wide<Source, kGroup, 4>;
   if constexpr (kGroup == 64) dots[4] = dot_wide<Source, kGroup, 5>, dots[7] = dot_wide<Source, kGroup, 8>;
 }
+// Layouts that are not common have a loop for one row only.
+template <class Source, int kGroup, bool kIsCommon>
+void set_loops(Plan& plan) {
+  if constexpr (kIsCommon) for_rows<Source, kGroup>(plan.straight);
+  else plan.straight[0] = dot_wide<Source, kGroup, 1>;
+}
+template <class Source, int kGroup>
+void set_unpacked_loops(Plan& plan) {
+  for_rows<Source, kGroup>(plan.rows);
+}
+#endif
 
 template <class Source, int kGroup>
 void unpack64(const Call& call, const Plan& plan, int64_t row, uint8_t* codes) {
+  Turn turns[kMaxPlanes];  // a copy stays in registers: for all the compiler knows, the codes are written over the plan
+  std::copy(plan.turn, plan.turn + call.n_planes, turns);
   for (int64_t g = 0; g < call.groups; ++g)
     for (int part = 0; part < kGroup / 64; ++part, codes += 64)
-      store(codes, Source::bytes(call, plan, row * call.groups + g, part));
+      store(codes, Source::bytes(call, turns, row * call.groups + g, part));
 }
+
+#if defined(TAP_TILES)
+// One group of n <= 16 rows of the weight: a row every 64 bytes, of 64 columns of all, then of the next 64.
+template <int kGroup, int... kWidths>
+void unpack_tile(const Call& call, const Plan& plan, int64_t row, int64_t n, int64_t group, uint8_t* to) {
+  constexpr int kPlanes = sizeof...(kWidths);
+  const uint8_t* at[kPlanes];
+  int64_t stride[kPlanes];
+  Turn turns[kPlanes];
+  int i = 0;
+  ((stride[i] = call.groups * (kGroup * kWidths / 8), at[i] = call.planes[i] + row * stride[i] + group * (kGroup * kWidths / 8),
+    turns[i] = plan.turn[i], ++i), ...);
+  for (int64_t r = 0; r < n; ++r) {
+    TAP_UNROLL for (int part = 0; part < kGroup / 64; ++part) {
+      Bytes codes = no_codes();
+      i = 0;
+      ((codes = merge(codes, spread<kGroup, kWidths>(at[i], part), turns[i], part), ++i), ...);
+      store(to + part * 1024 + r * 64, codes);
+    }
+    i = 0;
+    // Once for every line of memory; planes of one bit advance so slowly that the processor's own prefetcher keeps up.
+    ((kWidths > 1 && group * (kGroup * kWidths / 8) % 64 == 0 ? __builtin_prefetch(at[i] + kPrefetchBytes, 0, 2) : void(), at[i] += stride[i], ++i), ...);
+  }
+}
+
+// Widths that are looked at while running.
+template <int kGroup>
+void unpack_any_tile(const Call& call, const Plan& plan, int64_t row, int64_t n, int64_t group, uint8_t* to) {
+  for (int64_t r = 0; r < n; ++r)
+    for (int part = 0; part < kGroup / 64; ++part)
+      store(to + part * 1024 + r * 64, Joined<kGroup>::bytes(call, plan.turn, (row + r) * call.groups + group, part));
+}
+#endif
 
 template <int... kWidths>
 bool takes(const Call& call) {
@@ -169,9 +234,12 @@ constexpr bool kIsCommon<4, 1, 1, 2> = true;
 
 template <int kGroup, int... kWidths>
 void join(Plan& plan) {
-  if constexpr (kIsCommon<kWidths...>) for_rows<Joined<kGroup, kWidths...>, kGroup>(plan.straight);
-  else plan.straight[0] = dot_wide<Joined<kGroup, kWidths...>, kGroup, 1>;
+  set_loops<Joined<kGroup, kWidths...>, kGroup, kIsCommon<kWidths...>>(plan);
   plan.unpack = unpack64<Joined<kGroup, kWidths...>, kGroup>;
+#if defined(TAP_TILES)
+  if constexpr (sizeof...(kWidths) > 0) plan.unpack_tile = unpack_tile<kGroup, kWidths...>;
+  else plan.unpack_tile = unpack_any_tile<kGroup>;
+#endif
 }
 
 template <int kGroup>
@@ -188,8 +256,8 @@ void choose_loops(const Call& call, Plan& plan) {
   else if (takes<2, 1, 1, 1, 1>(call)) join<kGroup, 2, 1, 1, 1, 1>(plan);
   else if (takes<2, 1, 1, 1, 1, 2>(call)) join<kGroup, 2, 1, 1, 1, 1, 2>(plan);
   else join<kGroup>(plan);
-  for_rows<InMemory<kGroup>, kGroup>(plan.rows);
-  if (takes<8>(call) && call.bits == 8) for_rows<Whole<kGroup>, kGroup>(plan.straight);
+  set_unpacked_loops<InMemory<kGroup>, kGroup>(plan);
+  if (takes<8>(call) && call.bits == 8) set_loops<Whole<kGroup>, kGroup, true>(plan);
 }
 #endif
 

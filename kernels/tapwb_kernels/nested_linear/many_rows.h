@@ -18,7 +18,7 @@ constexpr int kPanelRows = 32;
 constexpr bool kHasPanels = true;
 constexpr int kLanes = kPanelRows / 2;
 constexpr int kTileRows = 6;                   // 12 sums of integers and 12 of floats stay in registers
-constexpr int64_t kLargestPanelGroup = 128;    // 255 * 32767 * 128 is still below 2^31
+constexpr int64_t kLargestPanelGroup = 128;    // 255 * 32639 * 128 is still below 2^31
 constexpr int64_t kChunkPairs = 256;           // pairs of columns of a panel that the first-level cache holds
 
 struct Panel {

@@ -1,13 +1,17 @@
 // Rows of activations times a nested weight, read straight from the planes of one level (maths in README.md).
 
+#include <string>
 #include "pool.h"
 
 extern "C" {
 
 // Bumped with every change of Call.
-int32_t tap_interface() { return 2; }
+int32_t tap_interface() { return 3; }
 
-const char* tap_instructions() { return kInstructions; }
+const char* tap_instructions() {
+  static const std::string found = std::string(kInstructions) + (has_tiles() ? " and AMX tiles" : "");
+  return found.c_str();
+}
 
 // Largest group of columns with which more than kMaxRows rows are taken; 0 where they never are.
 int32_t tap_panel_group() { return kHasPanels ? kLargestPanelGroup : 0; }

@@ -26,7 +26,7 @@ MAX_ROWS = 8
 RELATIVE_ERROR = 1e-4
 """Largest error of a result, as a share of the result's norm; a test holds the kernel to it on every layout."""
 
-_INTERFACE = 2
+_INTERFACE = 3
 _MAX_PLANES = 8
 _Pointers = ctypes.c_void_p * _MAX_PLANES
 _Widths = ctypes.c_int32 * _MAX_PLANES
@@ -56,6 +56,7 @@ class _Call(ctypes.Structure):
         ("n_threads", ctypes.c_int32),
         ("times", ctypes.c_float),
         ("plus", ctypes.c_float),
+        ("by_sixteen", ctypes.c_void_p),
     ]
 
 
@@ -188,6 +189,7 @@ class NativeKernel:
             n_threads,
             times,
             plus,
+            None,
         )
         if self._run(call):
             raise ValueError(f"{tuple(x.shape)} times {tuple(group_min.shape)} groups does not fit the native kernel")

@@ -6,8 +6,31 @@
 #include "encode.h"
 #include "loops.h"
 #include "many_rows.h"
+#include "tiles.h"
 
 namespace {
+
+// As the loop that will multiply them takes them: digits for tiles, or columns in another order, or as they are.
+void arrange_rows(int64_t n_rows, int64_t groups, int64_t group_size, Rows& rows) {
+  rows.lanes = is_wide(group_size) ? lanes_of(n_rows) : 1;
+  if (rows.lanes > 1) arrange_tiles(n_rows, groups, group_size, rows);
+  else if (n_rows <= kMaxRows && is_wide(group_size)) arrange(rows.codes.data(), n_rows * groups * group_size);
+}
+
+void encode_rows(const Call& call, Rows& rows) {
+  make_room(rows, call.n_rows, call.groups, call.group_size);
+  rows.values.resize(static_cast<size_t>(call.cols));
+  for (int64_t row = 0; row < call.n_rows; ++row) {
+    const float* x = static_cast<const float*>(call.x) + row * call.cols;
+    if (call.x_dtype == kBFloat16) {
+      const uint16_t* source = static_cast<const uint16_t*>(call.x) + row * call.cols;
+      for (int64_t i = 0; i < call.cols; ++i) rows.values[i] = from_bits(static_cast<uint32_t>(source[i]) << 16);
+      x = rows.values.data();
+    }
+    encode_row(x, row, call.cols, call.groups, call.group_size, rows);
+  }
+  arrange_rows(call.n_rows, call.groups, call.group_size, rows);
+}
 
 struct Scratch {
   std::vector<float> first, base, scale;
@@ -79,6 +102,7 @@ void products_of(const Call& call, const Plan& plan, const RowsView& rows, int64
 }
 
 void work_on(const Call& call, const Plan& plan, const RowsView& rows, int64_t begin, int64_t end) {
+  if (takes_tiles(call.n_rows, call.group_size)) return work_on_tiles(call, plan, rows, begin, end);
   if (call.n_rows > kMaxRows) return work_on_many(call, plan, rows, begin, end);
   static thread_local Scratch scratch;
   const size_t groups = static_cast<size_t>(call.groups);

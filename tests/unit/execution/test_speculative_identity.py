@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tapwb.core.errors import ExecutionError, UsageError
+from tapwb.execution.native_step import NativeStepper
 from tapwb.execution.nest import NestedModel, nest_model
 from tapwb.execution.sampling import Sampling
 from tapwb.execution.speculative import caches
@@ -22,6 +23,8 @@ from tapwb.quant.nested import layout_for_levels
 FAMILIES = ("llama", "qwen2", "gemma3", "mistral", "mixtral", "phi3", "gpt2", "falcon")
 PROMPT = (5, 9, 2, 7, 7, 1, 3, 200, 5, 9, 2)
 N_NEW = 24
+TIE = 1e-3
+"""Logits of random models are noise of size 1; several rows in PyTorch change them by up to 4e-4."""
 
 
 def nested_tiny(family: str, seed: int = 0) -> NestedModel:
@@ -51,6 +54,17 @@ def written(sequence):
     while not sequence.finish_reason:
         sequence.step()
     return sequence.answer_ids
+
+
+def assert_same(nested, actual, expected, bits, case):
+    """Native steps: every token. In PyTorch several rows are summed in another order: a tie may fall either way."""
+    index = next((i for i, pair in enumerate(zip(actual, expected, strict=True)) if pair[0] != pair[1]), None)
+    if index is None:
+        return
+    read = read_prompt(nested.model, nested, torch.tensor([[*PROMPT, *expected[:index]]]), bits)
+    assert not isinstance(read.stepper, NativeStepper), case
+    rivals = read.logits.reshape(-1)[[actual[index], expected[index]]]
+    assert float(rivals.diff().abs()) <= TIE, case
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -87,7 +101,7 @@ def test_the_answer_is_that_of_the_target_alone(nested, small_draft, steps):
         ("self:4", 1, 8), ("self:4", 6, 8), ("self:5", 3, 6), ("ngram", 4, 8), ("draft", 3, 8)
     ]:  # fmt: skip
         sequence = begin(nested, proposer, depth, bits=bits, draft=small_draft)
-        assert written(sequence) == plain[bits], (proposer, depth, bits)
+        assert_same(nested, written(sequence), plain[bits], bits, (proposer, depth, bits))
         assert len(sequence.answer_ids) == N_NEW
         assert proposer == "ngram" or sum(one.n_drafted for one in sequence.rounds) > 0
 
