@@ -62,7 +62,7 @@ inline Float8 activated(Float8 x, int activation, int64_t some) {
       for (int64_t j = 0; j < some; ++j) y[j] = 0.5f * x[j] * (1.0f + std::erf(x[j] * 0.70710678f));
       return y;
     }
-    case kRelu: return pick8(x < same(0.0f), same(0.0f), x);
+    case kRelu: return pick<Float8>(x < same(0.0f), same(0.0f), x);
     default: return x;
   }
 }

@@ -25,8 +25,37 @@ inline float sum8(Float8 t) {
 #endif
 }
 
-inline Float8 pick8(Int8 where, Float8 a, Float8 b) {
-  return (Float8)((where & (Int8)a) | (~where & (Int8)b));
+// Sixteen floats, one register where the processor has such.
+typedef float Float16 __attribute__((vector_size(64)));
+
+inline Float16 load16(const float* from) {
+  Float16 read;
+  std::memcpy(&read, from, sizeof(read));
+  return read;
+}
+
+inline void store16(float* to, Float16 v) { std::memcpy(to, &v, sizeof(v)); }
+
+// Lane i of what comes back is the sum of the lanes of register i.
+inline Float16 sums_across(const Float16* v) {
+#if defined(TAP_AVX512)
+  __m512 a[8];
+  TAP_UNROLL for (int i = 0; i < 8; ++i)
+    a[i] = _mm512_add_ps(_mm512_unpacklo_ps((__m512)v[2 * i], (__m512)v[2 * i + 1]), _mm512_unpackhi_ps((__m512)v[2 * i], (__m512)v[2 * i + 1]));
+  TAP_UNROLL for (int i = 0; i < 4; ++i)
+    a[i] = _mm512_add_ps(_mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0x44), _mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0xEE));
+  TAP_UNROLL for (int i = 0; i < 2; ++i)
+    a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x88), _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xDD));
+  return (Float16)_mm512_add_ps(_mm512_shuffle_f32x4(a[0], a[1], 0x88), _mm512_shuffle_f32x4(a[0], a[1], 0xDD));
+#else
+  Float16 sums;
+  for (int i = 0; i < 16; ++i) {
+    Float8 halves[2];
+    std::memcpy(halves, v + i, sizeof(halves));
+    sums[i] = sum8(halves[0] + halves[1]);
+  }
+  return sums;
+#endif
 }
 
 inline uint16_t float_to_half(float value) {
@@ -61,33 +90,69 @@ inline Float8 load8(const uint16_t* from) {
 #endif
 }
 
+inline Float16 load16(const uint16_t* from) {
+#if defined(TAP_AVX512)
+  return (Float16)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#else
+  const Float8 halves[] = {load8(from), load8(from + 8)};
+  Float16 read;
+  std::memcpy(&read, halves, sizeof(read));
+  return read;
+#endif
+}
+
 inline float load1(const float* from) { return *from; }
 inline float load1(const uint16_t* from) { return any_half_to_float(*from); }
 inline void keep1(float* to, float value) { *to = value; }
 inline void keep1(uint16_t* to, float value) { *to = float_to_half(value); }
 
-// e to the power of x within 2 units in the last place; 0 below -87, and infinity is never reached.
-inline Float8 exp8(Float8 x) {
-  const Int8 is_number = x == x;
-  const Int8 is_tiny = x < same(-87.0f);
-  Float8 v = pick8(x > same(88.0f), same(88.0f), pick8(is_tiny, same(-87.0f), x));
-  v = pick8(is_number, v, same(0.0f));
-  // Adding 1.5 * 2^23 rounds to the nearest whole number, in the low bits of the sum.
-  const Float8 shifted = v * same(1.44269504f) + same(12582912.0f);
-  const Float8 whole = shifted - same(12582912.0f);
-  const Float8 r = (v - whole * same(0.693359375f)) - whole * same(-2.12194440e-4f);
-  Float8 p = same(1.9875691500e-4f);
-  p = p * r + same(1.3981999507e-3f);
-  p = p * r + same(8.3334519073e-3f);
-  p = p * r + same(4.1665795894e-2f);
-  p = p * r + same(1.6666665459e-1f);
-  p = p * r + same(5.0000001201e-1f);
-  p = p * r * r + r + same(1.0f);
-  const Int8 power = (((Int8)shifted - 0x4b400000) + 127) << 23;
-  const Float8 found = pick8(is_tiny, same(0.0f), p * (Float8)power);
-  return pick8(is_number, found, x);
+template <class Vector>
+struct IntsOf;
+template <>
+struct IntsOf<Float8> {
+  using Type = Int8;
+};
+template <>
+struct IntsOf<Float16> {
+  using Type = int32_t __attribute__((vector_size(64)));
+};
+
+// The same number in every lane, by lanes of a or of b.
+template <class Vector>
+inline Vector all_of(float v) {
+  return Vector{} + v;
+}
+template <class Vector>
+inline Vector pick(typename IntsOf<Vector>::Type where, Vector a, Vector b) {
+  using Ints = typename IntsOf<Vector>::Type;
+  return (Vector)((where & (Ints)a) | (~where & (Ints)b));
 }
 
+// e to the power of x within 2 units in the last place; 0 below -87, and infinity is never reached.
+template <class Vector>
+inline Vector exp_of(Vector x) {
+  using Ints = typename IntsOf<Vector>::Type;
+  const Ints is_number = x == x;
+  const Ints is_tiny = x < all_of<Vector>(-87.0f);
+  Vector v = pick<Vector>(x > all_of<Vector>(88.0f), all_of<Vector>(88.0f), pick<Vector>(is_tiny, all_of<Vector>(-87.0f), x));
+  v = pick<Vector>(is_number, v, all_of<Vector>(0.0f));
+  // Adding 1.5 * 2^23 rounds to the nearest whole number, in the low bits of the sum.
+  const Vector shifted = v * 1.44269504f + 12582912.0f;
+  const Vector whole = shifted - 12582912.0f;
+  const Vector r = (v - whole * 0.693359375f) - whole * -2.12194440e-4f;
+  Vector p = all_of<Vector>(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const Ints power = (((Ints)shifted - 0x4b400000) + 127) << 23;
+  const Vector found = pick<Vector>(is_tiny, all_of<Vector>(0.0f), p * (Vector)power);
+  return pick<Vector>(is_number, found, x);
+}
+
+inline Float8 exp8(Float8 x) { return exp_of<Float8>(x); }
 inline Float8 sigmoid8(Float8 x) { return same(1.0f) / (same(1.0f) + exp8(-x)); }
 inline Float8 tanh8(Float8 x) { return same(1.0f) - same(2.0f) / (exp8(x + x) + same(1.0f)); }
 

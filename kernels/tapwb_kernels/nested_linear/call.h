@@ -32,6 +32,7 @@ constexpr int64_t kPrefetchBytes = 9216;   // into the second-level cache: the f
 
 // Arrays of registers stay in registers only where the loops over them are unrolled.
 #define TAP_UNROLL _Pragma("GCC unroll 8")
+#define TAP_UNROLL16 _Pragma("GCC unroll 16")
 
 enum Dtype { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 

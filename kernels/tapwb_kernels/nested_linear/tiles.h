@@ -25,8 +25,6 @@ constexpr int kTileColumns = 64;
 constexpr int kMaxLanes = 8;       // rows of activations in a tile, each with two digits
 constexpr int64_t kCodesBytes = kTileOut * kTileColumns;
 
-#define TAP_UNROLL16 _Pragma("GCC unroll 16")
-
 // The system gives a process tiles when it asks; kernels before 5.16 and some virtual machines do not.
 bool has_tiles() {
   static const bool granted = [] {
