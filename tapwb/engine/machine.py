@@ -35,6 +35,9 @@ def read_model(model_id: str, config: TAPConfig, options: dict[str, Any], progre
         options: Of :func:`tapwb.models.load.load_model`.
         progress: Where to report.
     """
+    from tapwb.models.without_triton import import_dynamo_without_triton
+
+    import_dynamo_without_triton()
     from tapwb.execution import hf_quantizer  # noqa: F401 - registers the method with transformers
     from tapwb.models.load import load_model
 

@@ -15,6 +15,7 @@ from tapwb.models.memory import DTYPE_BYTES, STORED, check_memory, free_memory_b
 from tapwb.models.quiet import without_progress_bars
 from tapwb.models.resolve import resolve_model
 from tapwb.models.safety import read_config, weight_files
+from tapwb.models.without_triton import import_dynamo_without_triton
 
 # Weights are never all a process needs; leave room for activations when filling a device.
 _OFFLOAD_HEADROOM = 0.9
@@ -61,6 +62,7 @@ def load_model(
         raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPE_BYTES)} and {STORED}. Choose one of them.")
     device = _choose_device(device)
     _use_threads(settings.n_threads())
+    import_dynamo_without_triton()
     resolved = resolve_model(
         model_id, revision=revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, progress=progress
     )
