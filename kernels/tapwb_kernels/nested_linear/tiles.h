@@ -94,18 +94,21 @@ void arrange_tiles(int64_t n_rows, int64_t groups, int64_t group_size, Rows& row
   }
 }
 
+constexpr int kBlocks = 2;  // blocks of 16 rows of the weight that share each load of a prompt's digits
+
 struct TileScratch {
-  std::vector<uint8_t> codes;   // of 16 rows, where they are unpacked
-  std::vector<float> scale;     // (groups, kTileOut): what a product of two codes is worth, without the activations' scale
-  std::vector<float> base;      // (groups, kTileOut): what a group adds for each unit of the sum
+  std::vector<uint8_t> codes;   // of kBlocks blocks, where they are unpacked
+  std::vector<float> scale;     // (kBlocks, groups, kTileOut): what a product of codes is worth, but for x's own scale
+  std::vector<float> base;      // (kBlocks, groups, kTileOut): what a group adds for each unit of the sum
+  std::vector<float> spread;    // (kBlocks, groups, kMaxLanes, 16): scale, as lanes of sums lie
 };
 
 // Metadata of 16 rows of the weight, output beside output. Rows that are missing repeat the last one.
-void read_scales(const Call& call, int64_t row, int64_t n, TileScratch& scratch) {
+void read_scales(const Call& call, int64_t row, int64_t n, float* scale, float* base) {
   const __m512 times = _mm512_set1_ps(call.times), plus = _mm512_set1_ps(call.plus);
   const auto keep = [&](int64_t g, __m512 first, __m512 second) {
-    _mm512_storeu_ps(&scratch.scale[static_cast<size_t>(g * kTileOut)], _mm512_mul_ps(first, times));
-    _mm512_storeu_ps(&scratch.base[static_cast<size_t>(g * kTileOut)], _mm512_fmadd_ps(first, plus, second));
+    _mm512_storeu_ps(scale + g * kTileOut, _mm512_mul_ps(first, times));
+    _mm512_storeu_ps(base + g * kTileOut, _mm512_fmadd_ps(first, plus, second));
   };
   if (call.by_sixteen) {
     const uint16_t* at = call.by_sixteen + row * call.groups * 2;
@@ -134,10 +137,10 @@ void read_scales(const Call& call, int64_t row, int64_t n, TileScratch& scratch)
 }
 
 // What the groups add for the sums of a row, for 16 outputs.
-inline __m512 plain_part(const TileScratch& scratch, const float* sum, int64_t stride, int64_t groups) {
+inline __m512 plain_part(const float* base, const float* sum, int64_t stride, int64_t groups) {
   __m512 plain = _mm512_setzero_ps();
   for (int64_t g = 0; g < groups; ++g)
-    plain = _mm512_fmadd_ps(_mm512_loadu_ps(&scratch.base[static_cast<size_t>(g * kTileOut)]), _mm512_set1_ps(sum[g * stride]), plain);
+    plain = _mm512_fmadd_ps(_mm512_loadu_ps(base + g * kTileOut), _mm512_set1_ps(sum[g * stride]), plain);
   return plain;
 }
 
@@ -206,16 +209,21 @@ inline void turn_tiles(int64_t i, const uint8_t* at, int64_t stride, const int8_
   }
 }
 
-// What one group adds to the totals of 16 outputs, from its sums of low and high digits.
+// The sums of the low digits and 256 times those of the high ones, of two registers of tile rows.
 template <int kLanes>
+inline __m512 joined(const int32_t* sum) {
+  const __m512i first = _mm512_load_si512(sum), second = _mm512_load_si512(sum + 16);
+  const __m512i low = digits_of<kLanes>(first, second, 0), high = digits_of<kLanes>(first, second, 1);
+  return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low));
+}
+
+// What one group adds to the totals of 16 outputs; `scale` has their scales, once each or as the lanes lie.
+template <int kLanes, bool kIsSpread>
 inline void add_group(const int32_t* sum, const float* scale, const float* lane_scale, __m512* total) {
   const __m512 x_scale = _mm512_loadu_ps(lane_scale), scales = _mm512_loadu_ps(scale);
   TAP_UNROLL for (int j = 0; j < kLanes; ++j) {
-    const __m512i first = _mm512_load_si512(sum + 32 * j), second = _mm512_load_si512(sum + 32 * j + 16);
-    const __m512i low = digits_of<kLanes>(first, second, 0), high = digits_of<kLanes>(first, second, 1);
-    const __m512 both = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low));
-    const __m512 worth = _mm512_mul_ps(_mm512_permutexvar_ps(output_of<kLanes>(j), scales), x_scale);
-    total[j] = _mm512_fmadd_ps(both, worth, total[j]);
+    const __m512 own = kIsSpread ? _mm512_loadu_ps(scale + 16 * j) : _mm512_permutexvar_ps(output_of<kLanes>(j), scales);
+    total[j] = _mm512_fmadd_ps(joined<kLanes>(sum + 32 * j), _mm512_mul_ps(own, x_scale), total[j]);
   }
 }
 
@@ -228,7 +236,7 @@ inline void store_outputs(const Call& call, int64_t at, __mmask16 there, __m512 
 
 // The totals of a tile of activations as outputs of its rows; a view may begin within the tile.
 template <int kLanes>
-inline void store_tile(const Call& call, const RowsView& rows, int64_t tile, int64_t row, int64_t n, const TileScratch& scratch,
+inline void store_tile(const Call& call, const RowsView& rows, int64_t tile, int64_t row, int64_t n, const float* base,
                        __m512* total) {
   const float* lane_sum = rows.lane_sum + tile * call.groups * kLanes;
   split_lanes<kLanes>(total);
@@ -236,7 +244,7 @@ inline void store_tile(const Call& call, const RowsView& rows, int64_t tile, int
     const int lane = kReversed[i] * kLanes / kMaxLanes;
     const int64_t at = tile * kLanes + lane - rows.first;
     if (at < 0 || at >= call.n_rows) continue;
-    const __m512 y = _mm512_add_ps(total[i], plain_part(scratch, lane_sum + lane, kLanes, call.groups));
+    const __m512 y = _mm512_add_ps(total[i], plain_part(base, lane_sum + lane, kLanes, call.groups));
     store_outputs(call, at * call.out + row, static_cast<__mmask16>((1u << n) - 1), y);
   }
 }
@@ -283,48 +291,84 @@ void stream_tile(const Call& call, const Plan& plan, const RowsView& rows, int64
     const int64_t n = std::min<int64_t>(kTileOut, end - row);
     __m512 total[kLanes];
     TAP_UNROLL for (int lane = 0; lane < kLanes; ++lane) total[lane] = _mm512_setzero_ps();
-    read_scales(call, row, n, scratch);
+    read_scales(call, row, n, scratch.scale.data(), scratch.base.data());
     for (int64_t g = 0; g < groups; ++g) {
       turn();
       const int32_t* sum = sums + (i - 1 - kDone) % kSums * 32 * kLanes;
-      add_group<kLanes>(sum, &scratch.scale[static_cast<size_t>(g * kTileOut)], rows.lane_scale + g * 16, total);
+      add_group<kLanes, false>(sum, &scratch.scale[static_cast<size_t>(g * kTileOut)], rows.lane_scale + g * 16, total);
     }
-    store_tile<kLanes>(call, rows, 0, row, n, scratch, total);
+    store_tile<kLanes>(call, rows, 0, row, n, scratch.base.data(), total);
   }
 }
 
-// More rows: the codes of 16 rows of the weight are unpacked once and meet one tile of activations after the other.
-template <int kLanes, int kPieces>
+// Group i of a prompt's stream times two blocks, in two registers; the sums of group i - 1 are stored.
+#define TAP_TURN_TWO(first_tile, second_tile, first_done, second_done, digits_tile)                        \
+  do {                                                                                                     \
+    if (x) {                                                                                               \
+      _tile_zero(first_tile);                                                                              \
+      _tile_zero(second_tile);                                                                             \
+      TAP_UNROLL for (int piece = 0; piece < kPieces; ++piece) {                                           \
+        _tile_loadd(digits_tile, x + piece * 2 * kTileColumns * kMaxLanes, 8 * kMaxLanes);                 \
+        _tile_loadd(4, at + piece * kCodesBytes, kTileColumns);                                            \
+        _tile_dpbusd(first_tile, 4, digits_tile);                                                          \
+        _tile_loadd(5, at + block_bytes + piece * kCodesBytes, kTileColumns);                              \
+        _tile_dpbusd(second_tile, 5, digits_tile);                                                         \
+      }                                                                                                    \
+    }                                                                                                      \
+    _tile_stored(first_done, sums + (i + 3) % 4 * 64 * kMaxLanes, 8 * kMaxLanes);                          \
+    _tile_stored(second_done, sums + (i + 3) % 4 * 64 * kMaxLanes + 32 * kMaxLanes, 8 * kMaxLanes);        \
+  } while (false)
+
+template <int kPieces>
+inline void turn_two(int64_t i, const uint8_t* at, int64_t block_bytes, const int8_t* x, int32_t* sums) {
+  if (i % 2 == 0) TAP_TURN_TWO(0, 1, 2, 3, 6);
+  else TAP_TURN_TWO(2, 3, 0, 1, 7);
+}
+
+// More rows: the codes of 32 rows of the weight are unpacked once and meet one tile of activations after the other.
+template <int kPieces>
 void many_tiles(const Call& call, const Plan& plan, const RowsView& rows, int64_t begin, int64_t end, TileScratch& scratch) {
   constexpr int64_t kSlotBytes = kPieces * kCodesBytes;
-  alignas(64) int32_t sums[kSums * 32 * kLanes];
-  const int64_t groups = call.groups, columns = groups * call.group_size;
-  const int64_t n_tiles = (rows.first + call.n_rows + kLanes - 1) / kLanes;
-  scratch.codes.resize(static_cast<size_t>(columns * kTileOut));
-  uint8_t* codes = scratch.codes.data();
-  for (int64_t row = begin; row < end; row += kTileOut) {
-    const int64_t n = std::min<int64_t>(kTileOut, end - row);
-    read_scales(call, row, n, scratch);
-    for (int64_t g = 0; g < groups; ++g) plan.unpack_tile(call, plan, row, n, g, codes + g * kSlotBytes);
+  constexpr int kLate = 2;  // groups between a product and its addition
+  alignas(64) int32_t sums[4 * kBlocks * 32 * kMaxLanes];
+  const int64_t groups = call.groups, block_bytes = groups * kSlotBytes, digits = call.group_size * 2 * kMaxLanes;
+  const int64_t n_tiles = (rows.first + call.n_rows + kMaxLanes - 1) / kMaxLanes;
+  scratch.codes.resize(static_cast<size_t>(kBlocks * block_bytes));
+  scratch.spread.resize(static_cast<size_t>(kBlocks * groups * kMaxLanes * 16));
+  for (int64_t row = begin; row < end; row += kBlocks * kTileOut) {
+    const auto rows_of = [&](int block) { return std::min<int64_t>(kTileOut, end - row - block * kTileOut); };
+    for (int block = 0; block < kBlocks && rows_of(block) > 0; ++block) {
+      float* scale = &scratch.scale[static_cast<size_t>(block * groups * kTileOut)];
+      read_scales(call, row + block * kTileOut, rows_of(block), scale, &scratch.base[static_cast<size_t>(block * groups * kTileOut)]);
+      for (int64_t g = 0; g < groups; ++g) {
+        plan.unpack_tile(call, plan, row + block * kTileOut, rows_of(block), g, &scratch.codes[static_cast<size_t>(block * block_bytes + g * kSlotBytes)]);
+        TAP_UNROLL for (int j = 0; j < kMaxLanes; ++j)
+          _mm512_storeu_ps(&scratch.spread[static_cast<size_t>(((block * groups + g) * kMaxLanes + j) * 16)],
+                           _mm512_permutexvar_ps(output_of<kMaxLanes>(j), _mm512_loadu_ps(scale + g * kTileOut)));
+      }
+    }
     int64_t i = 0, put_group = 0;
-    const int8_t* x = rows.digits;  // of all tiles, one after the other, as they are multiplied
     const auto turn = [&] {
-      const uint8_t* at = i < n_tiles * groups ? codes + put_group * kSlotBytes : nullptr;
-      turn_tiles<kLanes, kPieces>(i, at, kTileColumns, x, sums);
-      x += call.group_size * 2 * kLanes;
+      const int8_t* x = i < n_tiles * groups ? rows.digits + i * digits : nullptr;
+      turn_two<kPieces>(i, scratch.codes.data() + put_group * kSlotBytes, block_bytes, x, sums);
+      if (x) TAP_UNROLL16 for (int line = 0; line < 2 * kMaxLanes * kPieces; ++line) __builtin_prefetch(x + 2 * digits + 64 * line, 0, 3);
       if (++put_group == groups) put_group = 0;
       ++i;
     };
-    for (int early = 0; early < kDone; ++early) turn();
+    for (int early = 0; early < kLate; ++early) turn();
     for (int64_t tile = 0; tile < n_tiles; ++tile) {
-      __m512 total[kLanes];
-      TAP_UNROLL for (int lane = 0; lane < kLanes; ++lane) total[lane] = _mm512_setzero_ps();
+      __m512 total[kBlocks][kMaxLanes];
+      TAP_UNROLL for (int lane = 0; lane < kMaxLanes; ++lane) total[0][lane] = total[1][lane] = _mm512_setzero_ps();
       for (int64_t g = 0; g < groups; ++g) {
         turn();
-        const int32_t* sum = sums + (i - 1 - kDone) % kSums * 32 * kLanes;
-        add_group<kLanes>(sum, &scratch.scale[static_cast<size_t>(g * kTileOut)], rows.lane_scale + (tile * groups + g) * 16, total);
+        TAP_UNROLL for (int block = 0; block < kBlocks; ++block)
+          add_group<kMaxLanes, true>(sums + ((i - 1 - kLate) % 4 * kBlocks + block) * 32 * kMaxLanes,
+                                     &scratch.spread[static_cast<size_t>((block * groups + g) * kMaxLanes * 16)],
+                                     rows.lane_scale + (tile * groups + g) * 16, total[block]);
       }
-      store_tile<kLanes>(call, rows, tile, row, n, scratch, total);
+      for (int block = 0; block < kBlocks && rows_of(block) > 0; ++block)
+        store_tile<kMaxLanes>(call, rows, tile, row + block * kTileOut, rows_of(block),
+                              &scratch.base[static_cast<size_t>(block * groups * kTileOut)], total[block]);
     }
   }
 }
@@ -362,7 +406,7 @@ void multiply_one(const Call& call, const Plan& plan, const RowsView& rows, int6
     const __m512 worth = _mm512_mul_ps(_mm512_loadu_ps(&scratch.scale[static_cast<size_t>(g * kTileOut)]), _mm512_set1_ps(x_scale[g]));
     total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums_across(sums)), worth, total);
   }
-  store_outputs(call, m * call.out + row, there, _mm512_add_ps(total, plain_part(scratch, x_sum, 1, groups)));
+  store_outputs(call, m * call.out + row, there, _mm512_add_ps(total, plain_part(scratch.base.data(), x_sum, 1, groups)));
 }
 
 void multiply_ones(const Call& call, const Plan& plan, const RowsView& rows, int64_t begin, int64_t end, TileScratch& scratch) {
@@ -370,7 +414,7 @@ void multiply_ones(const Call& call, const Plan& plan, const RowsView& rows, int
   for (int64_t row = begin; row < end; row += kTileOut) {
     const int64_t n = std::min<int64_t>(kTileOut, end - row);
     const bool is_full = n == kTileOut;  // else by way of memory, so that nothing beyond the planes is read
-    read_scales(call, row, n, scratch);
+    read_scales(call, row, n, scratch.scale.data(), scratch.base.data());
     for (int64_t r = 0; r < n && !is_full; ++r)
       plan.unpack(call, plan, row + r, scratch.codes.data() + r * call.groups * call.group_size);
     for (int64_t m = 0; m < call.n_rows; ++m)
@@ -382,15 +426,15 @@ using OnTiles = void (*)(const Call&, const Plan&, const RowsView&, int64_t, int
 
 template <int kPieces>
 OnTiles tile_loop(const Call& call, int lanes) {
-  if (call.n_rows > kMaxLanes) return many_tiles<kMaxLanes, kPieces>;
+  if (call.n_rows > kMaxLanes) return many_tiles<kPieces>;
   return lanes == 2 ? stream_tile<2, kPieces> : lanes == 4 ? stream_tile<4, kPieces> : stream_tile<8, kPieces>;
 }
 
 void work_on_tiles(const Call& call, const Plan& plan, const RowsView& rows, int64_t begin, int64_t end) {
   static thread_local TileScratch scratch;
   const size_t groups = static_cast<size_t>(call.groups);
-  scratch.scale.resize(groups * kTileOut);
-  scratch.base.resize(groups * kTileOut);
+  scratch.scale.resize(kBlocks * groups * kTileOut);
+  scratch.base.resize(kBlocks * groups * kTileOut);
   if (rows.lanes == 1) return multiply_ones(call, plan, rows, begin, end, scratch);
   const TileShapes shapes(rows.lanes);
   (call.group_size == kTileColumns ? tile_loop<1>(call, rows.lanes) : tile_loop<2>(call, rows.lanes))(call, plan, rows, begin, end, scratch);
