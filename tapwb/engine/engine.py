@@ -4,6 +4,7 @@
 the model id) changed. It connects the stages and computes nothing itself; every stage is also public on its own.
 """
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tapwb.core.errors import Cancelled, ExecutionError, SettingsError
+from tapwb.core.heap import trim_heap
 from tapwb.core.jobs import NO_PROGRESS, Progress
 from tapwb.core.precision import DEFAULT_SIGNAL, PrecisionRequest
 from tapwb.engine.activations import activations_in
@@ -136,8 +138,12 @@ class TAPEngine:
         return self.nested.weights_bytes()
 
     def close(self) -> None:
-        """Let go of the model and of the reference."""
+        """Let go of the model and of the reference; their memory is free when this returns."""
+        if self._loaded is None:
+            return
         self._loaded = None
+        gc.collect()  # a model and its handle know each other, and would wait for the next collection
+        trim_heap()
 
     # --- stages ---
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -103,3 +104,13 @@ def test_a_head_that_differs_from_the_embedding_is_kept(folder, tmp_path):
     own = engine.nested.model(ids).logits[0, -1]
     other = engine.reference(dtype="float32").model(ids).logits[0, -1]
     assert torch.corrcoef(torch.stack([own, other]))[0, 1] > 0.999
+
+
+def test_a_closed_engine_holds_no_model(folder):
+    """A model that was run natively is gone when the next one is read, not at some later collection."""
+    engine = TAPEngine(TAPConfig(precision_levels=(4, 8), time_reference=False))
+    engine.load_model(str(folder))
+    engine.generate("a b", max_new_tokens=2)
+    gone = weakref.ref(engine.nested.model)
+    engine.close()
+    assert gone() is None
