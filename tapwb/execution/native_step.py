@@ -133,7 +133,9 @@ class NativeStepper:
         """Bytes of the keys and values of the tokens that were read."""
         return self.memory.nbytes()
 
-    def advance(self, token_ids: Int[Tensor, " token"], bits: Bits) -> Float[Tensor, "token vocabulary"]:
+    def advance(
+        self, token_ids: Int[Tensor, " token"], bits: Bits, n_outputs: int | None = None
+    ) -> Float[Tensor, "token vocabulary"]:
         """See :meth:`tapwb.execution.stepper.Stepper.advance`.
 
         Raises:
@@ -143,7 +145,7 @@ class NativeStepper:
         ids = token_ids.reshape(-1).tolist()
         self._check_room(len(ids))
         if len(ids) <= MAX_ROWS:
-            return self._run(ids, self.levels_of(bits, len(ids)))
+            return self._run(ids, self.levels_of(bits, len(ids)), n_outputs)
         levels = self.levels_of(bits, len(ids))
         parts = range(0, len(ids), MAX_ROWS)
         return torch.cat([self._run(ids[i : i + MAX_ROWS], levels[:, i : i + MAX_ROWS].contiguous()) for i in parts])
@@ -194,8 +196,8 @@ class NativeStepper:
             self._own_of[n_groups] = torch.tensor(found)
         return self._own_of[n_groups]
 
-    def _run(self, ids: Sequence[int], levels: Tensor) -> Tensor:
-        return self._program.run(ids, levels, self.memory, n_threads=self.n_threads)
+    def _run(self, ids: Sequence[int], levels: Tensor, n_outputs: int | None = None) -> Tensor:
+        return self._program.run(ids, levels, self.memory, n_threads=self.n_threads, n_outputs=n_outputs)
 
     def _check_room(self, n_tokens: int) -> None:
         limit = self._plan.max_positions

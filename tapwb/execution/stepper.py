@@ -22,12 +22,15 @@ class Stepper(Protocol):
     def length(self) -> int:
         """Tokens that were read so far."""
 
-    def advance(self, token_ids: Int[Tensor, " token"], bits: Bits) -> Float[Tensor, "token vocabulary"]:
+    def advance(
+        self, token_ids: Int[Tensor, " token"], bits: Bits, n_outputs: int | None = None
+    ) -> Float[Tensor, "token vocabulary"]:
         """Read more tokens.
 
         Args:
             token_ids: The tokens that follow, at least one.
             bits: One level for all, or levels of shape (token,) or (layer_group, token).
+            n_outputs: Logits of the first so many tokens of the vocabulary are enough; more may come.
 
         Returns:
             Logits after each of them.
@@ -54,8 +57,10 @@ class TorchStepper:
         """Tokens that were read so far."""
         return int(self._cache.get_seq_length())
 
-    def advance(self, token_ids: Int[Tensor, " token"], bits: Bits) -> Float[Tensor, "token vocabulary"]:
-        """See :meth:`Stepper.advance`."""
+    def advance(
+        self, token_ids: Int[Tensor, " token"], bits: Bits, n_outputs: int | None = None
+    ) -> Float[Tensor, "token vocabulary"]:
+        """See :meth:`Stepper.advance`; all logits come."""
         token_ids = token_ids.to(self._model.device)
         options = {"past_key_values": self._cache, "use_cache": True}
         with torch.inference_mode():

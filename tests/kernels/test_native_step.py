@@ -337,3 +337,20 @@ def test_a_program_whose_parts_do_not_fit_is_refused(library):
         native.NativeProgram(library, StepProgram((attend,), 1, y, ((3, 4),)))
     with pytest.raises(ValueError, match="lie outside the 8 of slot x"):
         x.part(4, 5)
+
+
+def test_one_row_may_ask_for_the_first_logits_only(library):
+    """They are the same to the last bit, the cache too; several rows get all of them."""
+    program = program_of()
+    made = native.NativeProgram(library, program)
+    memories = [StepMemory(program.memory_shapes, tables_of(12), capacity=3) for _ in range(2)]
+    levels = torch.full((4, 1), 5, dtype=torch.int32)
+    for token in (3, 1, 4):
+        whole = made.run([token], levels, memories[0])
+        made.slot("logits").fill_(float("nan"))
+        short = made.run([token], levels, memories[1], n_outputs=18)
+        assert short.shape == (1, 18)
+        assert torch.equal(short, whole[:, :18])
+    pair = made.run([1, 5], levels.expand(4, 2).contiguous(), memories[1], n_outputs=18)
+    assert pair.shape == (2, VOCABULARY)
+    assert torch.equal(pair, made.run([1, 5], levels.expand(4, 2).contiguous(), memories[0]))

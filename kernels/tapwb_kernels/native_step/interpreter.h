@@ -146,23 +146,25 @@ class Program {
       int64_t end = row + 1;
       while (end < step.n_rows && (!levels || levels[end] == level)) ++end;
       Call call = call_of(op, level, end - row, step.n_threads);
+      // Rows of a result lie apart by its width, so only one row alone can be short.
+      if (op.is_output && step.n_outputs > 0 && step.n_rows == 1) call.out = std::min(call.out, step.n_outputs);
       call.y = op.y + row * w.out;
       multiply(call, plan_for(call), RowsView(rows_, row, w.groups, w.group_size));
-      for (; row < end; ++row) finish(w, level, op.y + row * w.out);
+      for (; row < end; ++row) finish(w, level, call.out, op.y + row * w.out);
     }
   }
 
-  static void finish(const Weight& w, int level, float* y) {
+  static void finish(const Weight& w, int level, int64_t out, float* y) {
     if (w.gain[level]) {
       float gain[8], addend[8];
-      by_eights(w.out, [&](int64_t i, int64_t some) {
+      by_eights(out, [&](int64_t i, int64_t some) {
         read_meta(w.gain[level], kFloat16, i, some, gain);
         read_meta(w.addend[level], kFloat16, i, some, addend);
         store_some(y + i, load_some(y + i, some) * (same(1.0f) + load8(gain)) + load8(addend), some);
       });
     }
     if (w.bias)
-      by_eights(w.out, [&](int64_t i, int64_t some) {
+      by_eights(out, [&](int64_t i, int64_t some) {
         store_some(y + i, load_some(y + i, some) + load_some(w.bias + i, some), some);
       });
   }

@@ -22,7 +22,7 @@ SOURCE = Path(__file__).with_name("step.cpp")
 RELATIVE_ERROR = 1e-3
 """Largest difference of logits from the PyTorch path, as a share of their norm; a self-test holds every model to it."""
 
-_INTERFACE = 2
+_INTERFACE = 3
 _FUNCTIONS = ("exp", "tanh", "sigmoid", "half")
 
 
@@ -110,6 +110,7 @@ class NativeProgram:
         *,
         corrections: Float[Tensor, " group"] | None = None,
         n_threads: int = 1,
+        n_outputs: int | None = None,
         ops: range | None = None,
     ) -> Float[Tensor, "row vocabulary"]:
         """One step; afterwards the memory holds the tokens.
@@ -120,6 +121,7 @@ class NativeProgram:
             memory: Of the sequence.
             corrections: What is taken off each group's gate, fp64; ``None`` where levels are planned.
             n_threads: Threads to share each product.
+            n_outputs: One token alone: logits of the first so many of the vocabulary are all that is wanted.
             ops: Operations to run, for comparing one by one; the memory then stays as long as it was.
 
         Returns:
@@ -143,11 +145,13 @@ class NativeProgram:
             None if corrections is None else corrections.data_ptr(),
             n_rows,
             memory.length,
+            (n_outputs or 0) if n_rows == 1 else 0,
             n_threads,
             part.start,
             part.stop,
         )
         view = self.program.logits
+        width = min(n_outputs or view.width, view.width) if n_rows == 1 else view.width
         with self._lock:
             if self.compiled.functions.tap_step_run(self._handle, ctypes.byref(step), ctypes.byref(memory.struct)):
                 raise ValueError(
@@ -155,7 +159,7 @@ class NativeProgram:
                     f"{MAX_ROWS} tokens of its vocabulary, at levels from 1 to 8."
                 )
             # A copy, because the next step writes to the same place.
-            logits = self._slots[view.slot][:n_rows, view.start : view.start + view.width].clone()
+            logits = self._slots[view.slot][:n_rows, view.start : view.start + width].clone()
         if ops is None:
             memory.length += n_rows
         return logits

@@ -33,7 +33,7 @@ struct Op {
   const float *weight, *bias;                 // of a norm; table of positions; direction and cuts of a gate
   Weight linear;
   int64_t width, n_heads, n_kv_heads, head_dim, rotary_dim, window;
-  int32_t kind, activation, layer, table, group, fixed_level, is_encoded, is_centred, n_levels;
+  int32_t kind, activation, layer, table, group, fixed_level, is_encoded, is_output, is_centred, n_levels;
   int32_t levels[kTopLevel];                  // a gate chooses from these
   float eps, factor, softcap, slope;
 };
@@ -53,6 +53,7 @@ struct Step {
   int32_t* levels;                            // (groups, n_rows); gates write theirs
   const double* corrections;                  // (groups), taken off what a gate says; null: levels were planned
   int64_t n_rows, position;                   // position of the first row
+  int64_t n_outputs;                          // of the vocabulary that one row needs logits of, the first so many; 0: all
   int32_t n_threads, first_op, end_op;        // a range of the program, for comparing operation by operation
 };
 

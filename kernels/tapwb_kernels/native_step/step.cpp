@@ -7,7 +7,7 @@
 extern "C" {
 
 // Bumped with every change of ops.h.
-int32_t tap_step_interface() { return 2; }
+int32_t tap_step_interface() { return 3; }
 
 // Sizes of the structures, so that a caller whose fields lie otherwise is refused.
 int64_t tap_step_sizes(int32_t which) {

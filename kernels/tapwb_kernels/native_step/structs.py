@@ -68,7 +68,7 @@ class OpStruct(ctypes.Structure):
         ("linear", WeightStruct),
         *((name, ctypes.c_int64) for name in ("width", "n_heads", "n_kv_heads", "head_dim", "rotary_dim", "window")),
         *((name, ctypes.c_int32) for name in ("kind", "activation", "layer", "table", "group", "fixed_level")),
-        *((name, ctypes.c_int32) for name in ("is_encoded", "is_centred", "n_levels")),
+        *((name, ctypes.c_int32) for name in ("is_encoded", "is_output", "is_centred", "n_levels")),
         ("levels", ctypes.c_int32 * TOP_LEVEL),
         *((name, ctypes.c_float) for name in ("eps", "factor", "softcap", "slope")),
     ]
@@ -83,6 +83,7 @@ class StepStruct(ctypes.Structure):
         ("corrections", _Pointer),
         ("n_rows", ctypes.c_int64),
         ("position", ctypes.c_int64),
+        ("n_outputs", ctypes.c_int64),
         ("n_threads", ctypes.c_int32),
         ("first_op", ctypes.c_int32),
         ("end_op", ctypes.c_int32),
@@ -99,7 +100,7 @@ def packed_ops(program: StepProgram, slots: Mapping[str, Tensor]) -> tuple[Any, 
     Raises:
         ValueError: If a tensor is not as native code reads it.
     """
-    packer = _Packer(slots)
+    packer = _Packer(slots, program.logits)
     ops = (OpStruct * len(program.ops))(*[packer.pack(op) for op in program.ops])
     return ops, packer.alive
 
@@ -107,8 +108,8 @@ def packed_ops(program: StepProgram, slots: Mapping[str, Tensor]) -> tuple[Any, 
 class _Packer:
     """Packs one operation after the other; knows which input was brought to integers last."""
 
-    def __init__(self, slots: Mapping[str, Tensor]) -> None:
-        self._slots = slots
+    def __init__(self, slots: Mapping[str, Tensor], logits: View) -> None:
+        self._slots, self._logits = slots, logits
         self.alive: list[Tensor] = []
         self._encoded: tuple[View, int] | None = None
 
@@ -142,6 +143,7 @@ class _Packer:
         key = (op.x, op.weight.group_size)
         packed.is_encoded = self._encoded == key
         self._encoded = key
+        packed.is_output = op.y == self._logits
 
     def rope(self, op: Rope, packed: OpStruct) -> None:
         packed.n_heads, packed.head_dim = op.n_heads, op.y.width // op.n_heads

@@ -11,10 +11,18 @@ from tapwb.core.errors import Cancelled
 from tapwb.core.jobs import NO_PROGRESS, Progress
 from tapwb.execution import dispatch
 from tapwb.execution.decode import DecodeSettings, check_prompt
+from tapwb.execution.linear import TiedHead
+from tapwb.execution.native_step import NativeStepper
 from tapwb.execution.nest import NestedModel
 from tapwb.execution.speculative.caches import PromptRead, read_prompt
 from tapwb.execution.speculative.depth import DepthPolicy
-from tapwb.execution.speculative.propose import ModelProposer, NgramProposer, Proposer, SelfProposer
+from tapwb.execution.speculative.propose import (
+    ModelProposer,
+    NgramProposer,
+    Proposer,
+    SelfProposer,
+    guessed_outputs,
+)
 from tapwb.execution.speculative.records import Round, SpeculationRecord
 from tapwb.execution.speculative.sequence import Clock, SpeculativeSequence
 from tapwb.execution.speculative.verify import Verifier
@@ -54,10 +62,10 @@ class _Bytes:
     draft: float
 
     @classmethod
-    def of(cls, model: Any, nested: NestedModel | None, bits: int, guesser: Guesser) -> "_Bytes":
+    def of(cls, model: Any, nested: NestedModel | None, bits: int, guesser: Guesser, unread: float) -> "_Bytes":
         draft = 0.0
         if guesser.kind == "self":
-            draft = _pass_bytes(model, nested, guesser.bits)
+            draft = _pass_bytes(model, nested, guesser.bits) - unread
         elif guesser.kind == "draft":
             draft = _pass_bytes(guesser.model, guesser.nested, guesser.bits)
         return cls(_pass_bytes(model, nested, bits), draft)
@@ -139,7 +147,8 @@ def begin(
     verifier = Verifier(settings.sampling)
     target = read_prompt(model, nested, token_ids, bits)
     prompt_ids = token_ids[0].tolist()
-    proposer, draft_prefill_s = proposer_for(guesser, target.stepper, token_ids, verifier)
+    n_vocabulary = vocabulary_of(model)
+    proposer, draft_prefill_s = proposer_for(guesser, target.stepper, token_ids, verifier, n_vocabulary)
     sequence = SpeculativeSequence(
         target.stepper,
         prompt_ids,
@@ -152,12 +161,25 @@ def begin(
         eos_ids=settings.eos_ids,
         clock=clock,
     )
-    counted = _Bytes.of(model, nested, bits, guesser)
+    unread = unread_head_bytes(model, n_vocabulary) if isinstance(target.stepper, NativeStepper) else 0.0
+    counted = _Bytes.of(model, nested, bits, guesser, unread)
     return Writing(sequence, guesser, target, bits, draft_prefill_s, verifier.is_greedy, counted)
 
 
+def vocabulary_of(model: Any) -> int:
+    """Tokens that a causal language model gives logits of."""
+    return int(model.get_output_embeddings().out_features)
+
+
+def unread_head_bytes(model: Any, n_vocabulary: int) -> float:
+    """Bytes of a head that a guess by the same weights leaves unread."""
+    head = model.get_output_embeddings()
+    packed = head.table() if isinstance(head, TiedHead) else head.packed()
+    return float(packed.bytes_read(8)) * (1 - guessed_outputs(n_vocabulary) / n_vocabulary)
+
+
 def proposer_for(
-    guesser: Guesser, target: Stepper, token_ids: Tensor, verifier: Verifier
+    guesser: Guesser, target: Stepper, token_ids: Tensor, verifier: Verifier, n_vocabulary: int | None = None
 ) -> tuple[Proposer | None, float]:
     """Make the guesser ready for a prompt; a draft model reads it.
 
@@ -166,6 +188,7 @@ def proposer_for(
         target: What advances the target.
         token_ids: The prompt, shape (1, token).
         verifier: Chooses the guesses as it chooses tokens.
+        n_vocabulary: Tokens that the target knows, where guesses may leave rare ones out.
 
     Returns:
         What proposes, ``None`` for plain steps, and the seconds that its reading took.
@@ -174,7 +197,7 @@ def proposer_for(
         UnsupportedModel: If the draft model keeps a state from which nothing can be taken back.
     """
     if guesser.kind == "self":
-        return SelfProposer(target, guesser.bits, verifier.draw, guesser.name), 0.0
+        return SelfProposer(target, guesser.bits, verifier.draw, guesser.name, n_vocabulary), 0.0
     if guesser.kind == "ngram":
         return NgramProposer(), 0.0
     if guesser.kind != "draft":

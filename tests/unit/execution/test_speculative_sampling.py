@@ -37,7 +37,7 @@ class Chain:
         """Tokens that were read."""
         return len(self.read)
 
-    def advance(self, token_ids, bits):
+    def advance(self, token_ids, bits, n_outputs=None):
         """Logits after each token."""
         self.read += token_ids.tolist()
         return self.logits[bits][token_ids]
@@ -188,3 +188,28 @@ def test_rows_that_do_not_fit_are_refused():
         verifier.verify(torch.zeros(2, 5), Proposal((1, 2)))
     with pytest.raises(ExecutionError, match=r"of shape \(1, 4\); the target's vocabulary asks for \(1, 5\)"):
         verifier.verify(torch.zeros(2, 5), Proposal((1,), torch.zeros(1, 4)))
+
+
+def test_guesses_from_half_a_vocabulary_have_a_distribution_over_all_of_it():
+    """What is never guessed has probability 0, so that acceptance stays exact; small vocabularies stay whole."""
+    from tapwb.execution.speculative.propose import SelfProposer, guessed_outputs
+
+    class Short:
+        """Answers with as many logits as it is asked for."""
+
+        length = 0
+
+        def advance(self, token_ids, bits, n_outputs=None):
+            return torch.zeros(len(token_ids), n_outputs)
+
+        def crop(self, length):
+            pass
+
+    verifier = Verifier(Sampling(temperature=1.0, seed=0))
+    proposal = SelfProposer(Short(), 4, verifier.draw, "self:4", 9000).propose([1, 2], 3)
+    assert guessed_outputs(9000) == 4496
+    assert guessed_outputs(8191) == 8191
+    assert proposal.log_q.shape == (3, 9000)
+    assert torch.isneginf(proposal.log_q[:, 4496:]).all()
+    assert float(proposal.log_q.exp().sum(-1).sub(1).abs().max()) < 1e-9
+    assert max(proposal.token_ids) < 4496
