@@ -12,6 +12,7 @@ from tapwb.core.errors import Cancelled, EmptyPrompt, PromptTooLong
 from tapwb.core.jobs import NO_PROGRESS, Progress
 from tapwb.execution import dispatch
 from tapwb.execution.bits import Bits
+from tapwb.execution.columns import lay_by_columns, lay_by_rows
 from tapwb.execution.dispatch import KernelChoice
 from tapwb.execution.kv_cache import cache_bytes
 from tapwb.execution.kv_plan import attention_of, cache_notes
@@ -110,7 +111,7 @@ def decode(
     run, answer = _Run(model, nested, cache, routing), _Answer()
     sampler, stream = Sampler(settings.sampling), TextStream(tokenizer)
     if nested is not None and token_ids.device.type == "cpu":
-        dispatch.prepare(progress)
+        _prepare(nested, progress)
     progress.stage("read the prompt", total=token_ids.shape[1], unit="token")
     with torch.inference_mode(), attention_of(model, cache):
         next_logits, entropy, step_s = run.timed_forward(token_ids, prompt_bits)
@@ -149,6 +150,15 @@ def decode(
         kernel=run.kernel(token_ids.device),
         notes=(*notes, *run.notes()),
     )
+
+
+def _prepare(nested: NestedModel, progress: Progress) -> None:
+    """Have a kernel for the products on a CPU, and the weights where it reads them."""
+    dispatch.prepare(progress)
+    if nested.context.product is None:
+        lay_by_columns(nested.model, progress)
+    else:
+        lay_by_rows(nested.model)
 
 
 @dataclass(slots=True)

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+import tapwb_kernels.nested_linear.bag_choice as bag_choice
+import tapwb_kernels.nested_linear.bags as bags
 import tapwb_kernels.nested_linear.choice as choice
 import tapwb_kernels.nested_linear.grouped as grouped
 import tapwb_kernels.nested_linear.reference as reference
@@ -17,11 +19,11 @@ import tapwb_kernels.nested_linear_int8.reference as int8_reference
 from tapwb.core import settings
 from tapwb.core.errors import ExecutionError, UnsupportedBits
 from tapwb.core.jobs import NO_PROGRESS, Progress
-from tapwb.quant.nested import NestedTensor
-from tapwb.quant.packing import CODE_BITS
+from tapwb.quant.nested import LOW_LEVELS, NestedLayout, NestedTensor
+from tapwb.quant.packing import CODE_BITS, planes_for
 from tapwb_kernels.capability import why_not_triton
 
-KernelName = Literal["native", "triton", "grouped", "reference"]
+KernelName = Literal["native", "triton", "bags", "grouped", "reference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +45,17 @@ _TOP = CODE_BITS
 LARGEST_ERROR: dict[KernelName, float] = {
     "native": choice.RELATIVE_ERROR,
     "triton": triton_choice.BOUNDS[torch.float32],
+    "bags": bag_choice.RELATIVE_ERROR,
     "grouped": 1e-5,
     "reference": 1e-5,
 }
 """What a product may be off, as a share of its norm, before the kernel counts as wrong."""
 
 _GROUPED = "PyTorch: rows grouped by level, each level's weight unpacked block by block"
+_BAGS = "PyTorch: embedding bags over weights laid out by columns; more than a few rows unpacked block by block"
 _native = choice.NativeChoice(lambda: settings.cache_dir() / "native")
 _triton = triton_choice.TritonChoice()
+_bags = bag_choice.BagChoice()
 _forced: KernelChoice | None = None
 
 
@@ -66,7 +71,10 @@ def current(device: torch.device | str = "cpu") -> KernelChoice:
         return _on_card(torch.device(device))
     kernel = _native.kernel()
     if kernel is None:
-        return KernelChoice("grouped", f"{_GROUPED}; no native kernel: {_native.why_none()}")
+        why = f"no native kernel: {_native.why_none()}"
+        if _bags.is_used():
+            return KernelChoice("bags", f"{_BAGS}; {why}")
+        return KernelChoice("grouped", f"{_GROUPED}; {why}")
     verdicts = _native.verdicts()
     declined = next((_describe(case, verdict) for case, verdict in verdicts.items() if not verdict.is_used), "")
     if declined and not any(verdict.is_used for verdict in verdicts.values()):
@@ -75,6 +83,68 @@ def current(device: torch.device | str = "cpu") -> KernelChoice:
     several = f"{many} 32 outputs at a time" if kernel.panel_group else f"{many} in PyTorch, grouped by level"
     also = f"; PyTorch also for {declined}" if declined else ""
     return KernelChoice("native", f"C++ ({kernel.instructions}) straight from the planes; {several}{also}")
+
+
+class ColumnTensor(NestedTensor):
+    """A nested weight that lies in a table, column by column; its planes are made when they are asked for.
+
+    Args:
+        columns: The table.
+        shape: (rows, columns) of the weight.
+        layout: How its codes are cut into planes.
+        refit: For levels 1 and 2, if the layout has them: (scale, offset) of each group.
+    """
+
+    __slots__ = ("columns",)
+    columns: bags.Columns
+
+    def __init__(
+        self,
+        columns: bags.Columns,
+        shape: tuple[int, int],
+        layout: NestedLayout,
+        refit: dict[int, tuple[Tensor, Tensor]],
+    ) -> None:
+        low, step = columns.numbers.permute(1, 2, 0)
+        values = {"columns": columns, "shape": shape, "layout": layout, "refit": refit}
+        for name, value in (values | {"group_min": low, "group_step": step, "group_size": columns.group_size}).items():
+            object.__setattr__(self, name, value)  # the record it extends is frozen
+
+    @classmethod
+    def of(cls, nested: NestedTensor) -> "ColumnTensor":
+        """Copy a weight into a table."""
+        columns = bags.lay_out(nested.planes, nested.layout.plane_bits, nested.group_min, nested.group_step)
+        return cls(columns, nested.shape, nested.layout, nested.refit)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ColumnTensor, (self.columns, self.shape, self.layout, self.refit)
+
+    @property
+    def planes(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """The planes, most significant first; no other reader has to know of the table."""
+        return self.columns.planes()
+
+    def bytes_read(self, bits: int) -> int:
+        """As of the planes: the codes down to the level, and two numbers per group."""
+        self._check(bits)
+        rows, groups = self.group_min.shape
+        read = planes_for(self.layout.plane_bits, bits)
+        codes = rows * groups * self.group_size * sum(self.layout.plane_bits[:read]) // CODE_BITS
+        pair = self.refit[bits] if bits in LOW_LEVELS else (self.group_min, self.group_step)
+        return codes + sum(t.numel() * t.element_size() for t in pair)
+
+
+def takes_columns(weight: NestedTensor) -> bool:
+    """Whether a weight is better laid out column by column: no native kernel, and the self-test on bags says so.
+
+    Args:
+        weight: Nested weight.
+    """
+    if not weight.group_min.is_cpu or min(weight.shape) < 1 or weight.shape[0] < bags.LEAST_OUT:
+        return False
+    if _forced is not None:
+        return _forced.name == "bags"
+    return _native.kernel() is None and _bags.verdict(weight.layout.plane_bits, weight.group_size).is_used
 
 
 def prepare(progress: Progress = NO_PROGRESS) -> None:
@@ -105,6 +175,8 @@ def chosen_for(weight: NestedTensor, bits: int, n_rows: int) -> KernelChoice:
         widths = weight.layout.plane_bits
         told = _triton.verdict(x, widths, weight.group_size, min(bits, _TOP), n_rows, has_refit=bool(weight.refit))
         return KernelChoice("triton" if told.is_used else "grouped", told.reason)
+    if isinstance(weight, ColumnTensor):
+        return KernelChoice("bags", _bags.verdict(weight.layout.plane_bits, weight.group_size).reason)
     reason = choice.why_not(x, weight.planes, weight.group_min, weight.group_step)
     kernel = _native.kernel()
     if not reason and kernel is None:
@@ -162,10 +234,12 @@ def linear(x: Tensor, weight: NestedTensor, bits: int | Tensor) -> Tensor:
         Shape (row, out), in the dtype of ``x``.
     """
     _check_levels(weight, bits)
+    level = min(bits, _TOP) if isinstance(bits, int) else bits.clamp(max=_TOP)
+    if isinstance(weight, ColumnTensor) and (_forced is None or _forced.name == "bags"):
+        return bags.nested_linear(x, weight.columns, level, refit=weight.refit)
     stored = (weight.planes, weight.layout.plane_bits, weight.group_min, weight.group_step)
     if _forced is not None and _forced.name == "reference":
         return reference.nested_linear(x, *stored, _per_row(bits, x.shape[0]).clamp(max=_TOP), refit=weight.refit)
-    level = min(bits, _TOP) if isinstance(bits, int) else bits.clamp(max=_TOP)
     if _is_on_card(x) and (_forced is None or _forced.name == "triton"):
         is_forced = _forced is not None
         y = triton_choice.nested_linear(_triton, x, *stored, level, refit=weight.refit, is_forced=is_forced)

@@ -6,12 +6,14 @@ bit-exact. (Weights beyond the range of fp16 have fp32 metadata, kept as int32.)
 on the ``meta`` device before its tensors arrive.
 """
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from tapwb.core.errors import CorruptWeights
+from tapwb.execution.dispatch import ColumnTensor
 from tapwb.quant.nested import NestedLayout, NestedTensor
 
 
@@ -43,6 +45,8 @@ class PackedWeight(nn.Module):
         # Looked up once: forward runs for every layer of every decode step.
         self._plane_names = tuple(f"plane_{index}" for index in range(len(layout.plane_bits)))
         self._refit_names = {bits: f"refit_{bits}" for bits in refit_levels(layout)}
+        # Kept while it lies by columns: its parts are looked up for every product.
+        self._record: ColumnTensor | None = None
 
     @classmethod
     def from_nested(cls, nested: NestedTensor) -> "PackedWeight":
@@ -62,6 +66,8 @@ class PackedWeight(nn.Module):
         A call, not a property, so that accelerate's hooks can bring offloaded planes in before and out after.
         """
         buffers = cast(dict[str, Tensor], self._buffers)
+        if self._record is not None:
+            return self._record
         low, step = _from_pattern(buffers["group_range"])
         refit = {}
         for bits, name in self._refit_names.items():
@@ -77,14 +83,65 @@ class PackedWeight(nn.Module):
             layout=self.layout,
         )
 
+    @property
+    def is_by_columns(self) -> bool:
+        """Whether the weight lies in a table instead of in planes (:meth:`lay_by_columns`)."""
+        return "table" in self._buffers
+
+    def lay_by_columns(self) -> None:
+        """Put a table of columns in the place of planes, minima and steps.
+
+        State dictionaries hold the planes as ever; a move to another device or dtype, and loading, undo it.
+        """
+        with torch.inference_mode(False):
+            record = ColumnTensor.of(self())
+        for name in (*self._plane_names, "group_range"):
+            delattr(self, name)
+        self.register_buffer("table", record.columns.table, persistent=False)
+        self.register_buffer("numbers", record.columns.numbers, persistent=False)
+        self._record = record
+
+    def lay_by_rows(self) -> None:
+        """Undo :meth:`lay_by_columns`."""
+        if not self.is_by_columns:
+            return
+        with torch.inference_mode(False):
+            stored = self._stored_by_rows()
+        for name in ("table", "numbers"):
+            delattr(self, name)
+        for name, tensor in stored.items():
+            self.register_buffer(name, tensor)
+        self._record = None
+
+    def _stored_by_rows(self) -> dict[str, Tensor]:
+        """Buffers as they are without a table."""
+        nested = self()
+        planes = {name: plane.contiguous() for name, plane in zip(self._plane_names, nested.planes, strict=True)}
+        return planes | {"group_range": _to_pattern(nested.group_min, nested.group_step)}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedWeight":
+        self.lay_by_rows()
+        super()._apply(fn, recurse)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.is_by_columns:
+            destination |= {prefix + name: tensor for name, tensor in self._stored_by_rows().items()}
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.lay_by_rows()
+        super()._load_from_state_dict(*args, **kwargs)
+
     def check_finite(self, name: str) -> None:
         """Refuse metadata that holds NaN or infinities.
 
         Raises:
             CorruptWeights: Naming the weight.
         """
-        pattern = cast(Tensor, self.group_range)
-        if not pattern.is_meta and not bool(torch.isfinite(_from_pattern(pattern)).all()):
+        nested = self()
+        numbers = (nested.group_min, nested.group_step)
+        if not numbers[0].is_meta and not all(bool(torch.isfinite(tensor).all()) for tensor in numbers):
             raise CorruptWeights(f"the packed weight {name} holds NaN or infinite scales. Quantize the model again.")
 
     def extra_repr(self) -> str:

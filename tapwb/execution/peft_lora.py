@@ -43,10 +43,10 @@ class NestedLora(LoraLinear):
         return module.in_features, module.out_features
 
     def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Create the matrices of an adapter, on the device of the planes."""
+        """Create the matrices of an adapter, on the device of the weight."""
         super().update_layer(adapter_name, *args, **kwargs)
         base: Any = self.get_base_layer()
-        device = base.packed.plane_0.device
+        device = next(base.packed.buffers()).device
         if device.type != "meta":
             self.lora_A[adapter_name].to(device)
             self.lora_B[adapter_name].to(device)
@@ -167,7 +167,7 @@ def _device_visible(model: Any) -> Iterator[None]:
     """
     layers = [module for module in model.modules() if isinstance(module, TokenAdaptiveLinear)]
     for layer in layers:
-        layer.qweight = layer.packed.plane_0
+        layer.qweight = next(layer.packed.buffers())
     try:
         yield
     finally:
