@@ -10,8 +10,8 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from tapwb.execution.recurrent.channel_decay import bonus_chunked, bonus_step
-from tapwb.execution.recurrent.form import RecurrentForm, State, StateSpec, TokenInputs, check_tokens
+from tapwb.models.recurrent.channel_decay import bonus_chunked, bonus_step
+from tapwb.models.recurrent.form import RecurrentForm, State, StateSpec, TokenInputs, check_tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)

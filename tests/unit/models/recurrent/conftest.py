@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tapwb.execution.recurrent.form import State, TokenInputs
-from tapwb.execution.recurrent.gated_delta import GatedDelta, GatedDeltaInputs
-from tapwb.execution.recurrent.reference import REFERENCES
-from tapwb.execution.recurrent.retention import Retention, RetentionInputs
-from tapwb.execution.recurrent.rwkv4 import RWKV4, RWKV4Inputs
-from tapwb.execution.recurrent.rwkv5 import RWKV5, RWKV5Inputs
-from tapwb.execution.recurrent.rwkv6 import RWKV6, RWKV6Inputs
-from tapwb.execution.recurrent.rwkv7 import RWKV7, RWKV7Inputs
-from tapwb.execution.recurrent.selective_scan import MambaInputs, SelectiveScan
-from tapwb.execution.recurrent.ssd import SSD, SSDInputs
+from tapwb.models.recurrent.form import State, TokenInputs
+from tapwb.models.recurrent.gated_delta import GatedDelta, GatedDeltaInputs
+from tapwb.models.recurrent.reference import REFERENCES
+from tapwb.models.recurrent.retention import Retention, RetentionInputs
+from tapwb.models.recurrent.rwkv4 import RWKV4, RWKV4Inputs
+from tapwb.models.recurrent.rwkv5 import RWKV5, RWKV5Inputs
+from tapwb.models.recurrent.rwkv6 import RWKV6, RWKV6Inputs
+from tapwb.models.recurrent.rwkv7 import RWKV7, RWKV7Inputs
+from tapwb.models.recurrent.selective_scan import MambaInputs, SelectiveScan
+from tapwb.models.recurrent.ssd import SSD, SSDInputs
 
 BATCH = 2
 # Odd on purpose: no size is a multiple of another.

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tapwb.execution.recurrent.channel_decay import CHUNK_TOKENS, before, behind, scores
-from tapwb.execution.recurrent.chunks import join, split, stack
-from tapwb.execution.recurrent.form import RecurrentForm, State, StateSpec, TokenInputs, check_tokens
+from tapwb.models.recurrent.channel_decay import CHUNK_TOKENS, before, behind, scores
+from tapwb.models.recurrent.chunks import join, split, stack
+from tapwb.models.recurrent.form import RecurrentForm, State, StateSpec, TokenInputs, check_tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)

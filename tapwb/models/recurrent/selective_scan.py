@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tapwb.execution.recurrent.form import RecurrentForm, State, StateSpec, TokenInputs, check_tokens
+from tapwb.models.recurrent.form import RecurrentForm, State, StateSpec, TokenInputs, check_tokens
 
 #: Tokens that are prepared together: enough to hide the cost of a call, few enough for decays to stay in the cache.
 _BLOCK_TOKENS = 16

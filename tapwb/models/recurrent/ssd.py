@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tapwb.execution.recurrent.form import ParallelForm, State, StateSpec, TokenInputs, check_tokens
-from tapwb.execution.recurrent.head_decay import chunked, parallel, segment_decay
+from tapwb.models.recurrent.form import ParallelForm, State, StateSpec, TokenInputs, check_tokens
+from tapwb.models.recurrent.head_decay import chunked, parallel, segment_decay
 
 
 @dataclass(frozen=True, slots=True, eq=False)

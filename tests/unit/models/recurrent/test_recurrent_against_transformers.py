@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tapwb.execution.recurrent.gated_delta import GatedDelta, GatedDeltaInputs
+from tapwb.models.recurrent.gated_delta import GatedDelta, GatedDeltaInputs
 
 N_TOKENS = 131
 

@@ -9,10 +9,10 @@ import math
 import pytest
 import torch
 
-from tapwb.execution.recurrent.channel_decay import scores
-from tapwb.execution.recurrent.forgetting import forget
-from tapwb.execution.recurrent.head_decay import segment_decay
-from tapwb.execution.recurrent.rwkv4 import EMPTY_MAXIMUM
+from tapwb.models.recurrent.channel_decay import scores
+from tapwb.models.recurrent.forgetting import forget
+from tapwb.models.recurrent.head_decay import segment_decay
+from tapwb.models.recurrent.rwkv4 import EMPTY_MAXIMUM
 
 
 @pytest.mark.parametrize("size", [100.0, 10_000.0])

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tapwb.execution.recurrent.forgetting import forget
-from tapwb.execution.recurrent.form import ParallelForm, State, StateSpec, TokenInputs, check_tokens
-from tapwb.execution.recurrent.head_decay import chunked, parallel
+from tapwb.models.recurrent.forgetting import forget
+from tapwb.models.recurrent.form import ParallelForm, State, StateSpec, TokenInputs, check_tokens
+from tapwb.models.recurrent.head_decay import chunked, parallel
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tapwb.execution.recurrent.chunks import carry, join, split
+from tapwb.models.recurrent.chunks import carry, join, split
 
 #: Tokens of a chunk: work inside a chunk grows with it, the number of carried states falls with it.
 CHUNK_TOKENS = 64

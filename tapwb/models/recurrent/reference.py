@@ -9,15 +9,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tapwb.execution.recurrent.form import State
-from tapwb.execution.recurrent.gated_delta import GatedDeltaInputs
-from tapwb.execution.recurrent.retention import RetentionInputs
-from tapwb.execution.recurrent.rwkv4 import RWKV4Inputs
-from tapwb.execution.recurrent.rwkv5 import RWKV5Inputs
-from tapwb.execution.recurrent.rwkv6 import RWKV6Inputs
-from tapwb.execution.recurrent.rwkv7 import RWKV7Inputs
-from tapwb.execution.recurrent.selective_scan import MambaInputs
-from tapwb.execution.recurrent.ssd import SSDInputs
+from tapwb.models.recurrent.form import State
+from tapwb.models.recurrent.gated_delta import GatedDeltaInputs
+from tapwb.models.recurrent.retention import RetentionInputs
+from tapwb.models.recurrent.rwkv4 import RWKV4Inputs
+from tapwb.models.recurrent.rwkv5 import RWKV5Inputs
+from tapwb.models.recurrent.rwkv6 import RWKV6Inputs
+from tapwb.models.recurrent.rwkv7 import RWKV7Inputs
+from tapwb.models.recurrent.selective_scan import MambaInputs
+from tapwb.models.recurrent.ssd import SSDInputs
 
 Result = tuple[Tensor, State]
 

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tapwb.execution.recurrent.forgetting import split_decay
-from tapwb.execution.recurrent.form import RecurrentForm, State, StateSpec, TokenInputs, check_tokens
+from tapwb.models.recurrent.forgetting import split_decay
+from tapwb.models.recurrent.form import RecurrentForm, State, StateSpec, TokenInputs, check_tokens
 
 #: Maximum of no exponents at all: finite, because differences of infinities are not numbers. The same as transformers'.
 EMPTY_MAXIMUM = -1e38

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tapwb.execution.recurrent.chunks import carry, join, split
-from tapwb.execution.recurrent.forgetting import forget
+from tapwb.models.recurrent.chunks import carry, join, split
+from tapwb.models.recurrent.forgetting import forget
 
 #: Tokens of a chunk: scores cost a pass over the channels for every gap, so chunks are short.
 CHUNK_TOKENS = 16
