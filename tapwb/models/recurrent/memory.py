@@ -1,8 +1,8 @@
 """What recurrent layers remember of a sequence, and the one door through which they do.
 
-A layer computes a form's inputs from its weights and hands them to :meth:`LayerMemory.advance`; it never touches a state.
-So whoever owns the memory decides how a state is kept and how precisely an update enters it
-(``tapwb.execution.state``), and no model needs to know.
+A layer computes a form's inputs from its weights and hands them to :meth:`LayerMemory.advance`; it touches no state. So
+whoever owns the memory decides how a state is kept and how precisely an update enters it (``tapwb.execution.state``),
+and no model needs to know.
 """
 
 from collections.abc import Iterator
