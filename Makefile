@@ -11,6 +11,8 @@ PYTHON   ?=
 ARGS     ?=
 NOTEBOOK ?= 00_first_look
 MODEL    ?= smollm2-135m
+# One process per core, but no more than memory is likely to hold: each takes up to 2 GB. WORKERS=0 for one alone, to debug.
+WORKERS  ?= auto
 
 # pip keeps its cache between checkouts; only errors are worth a line.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input
@@ -25,7 +27,7 @@ app: $(VENV)/.installed-app ## The dashboard with the embedded model loaded: htt
 	@$(BIN)/tapwb app $(ARGS)
 
 test: $(VENV)/.installed-dev browser ## The test suite
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: $(VENV)/.installed-dev ## Lint, types, layers, spelling
 	@$(BIN)/ruff check .
