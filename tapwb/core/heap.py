@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-_M_MMAP_THRESHOLD = -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 #: Where glibc's own rule ends: it raises the threshold with every large block that is freed.
 _LARGEST_THRESHOLD_BYTES = 32 << 20
 
@@ -38,6 +38,8 @@ def large_blocks_apart(from_bytes: int = 1 << 20) -> Iterator[None]:
         yield
     finally:
         set_option(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD_BYTES)
+        # Whoever sets one threshold freezes both; the other would stay at 128 KB, and every pass would fetch fresh pages.
+        set_option(_M_TRIM_THRESHOLD, 2 * _LARGEST_THRESHOLD_BYTES)
 
 
 def _glibc(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import tapwb_kernels.nested_linear.bag_choice as bag_choice
 import tapwb_kernels.nested_linear.bags as bags
 import tapwb_kernels.nested_linear.choice as choice
 import tapwb_kernels.nested_linear.grouped as grouped
+import tapwb_kernels.nested_linear.native as native_product
 import tapwb_kernels.nested_linear.reference as reference
 import tapwb_kernels.nested_linear.triton_choice as triton_choice
 import tapwb_kernels.nested_linear_int8.grouped as int8_grouped
@@ -39,24 +41,29 @@ class KernelChoice:
     reason: str
 
 
+ROUNDED_ROWS = choice.ROUNDED_ROWS
+"""Rows from which on :func:`rounding` rounds."""
+
 _TOP = CODE_BITS
 """Planes always add up to a whole code, so every layout can be read at its level."""
 
 LARGEST_ERROR: dict[KernelName, float] = {
-    "native": choice.RELATIVE_ERROR,
+    "native": native_product.RELATIVE_ERROR,
     "triton": triton_choice.BOUNDS[torch.float32],
     "bags": bag_choice.RELATIVE_ERROR,
     "grouped": 1e-5,
     "reference": 1e-5,
 }
-"""What a product may be off, as a share of its norm, before the kernel counts as wrong."""
+"""What a product may be off, as a share of its norm, before the kernel counts as wrong; without :func:`rounding`."""
 
+_USUAL_GROUP = 64
 _GROUPED = "PyTorch: rows grouped by level, each level's weight unpacked block by block"
 _BAGS = "PyTorch: embedding bags over weights laid out by columns; more than a few rows unpacked block by block"
 _native = choice.NativeChoice(lambda: settings.cache_dir() / "native")
 _triton = triton_choice.TritonChoice()
 _bags = bag_choice.BagChoice()
 _forced: KernelChoice | None = None
+_may_round: ContextVar[bool] = ContextVar("may_round", default=False)
 
 
 def current(device: torch.device | str = "cpu") -> KernelChoice:
@@ -81,8 +88,29 @@ def current(device: torch.device | str = "cpu") -> KernelChoice:
         return KernelChoice("grouped", f"{_GROUPED}; {declined}")
     many = f"more than {choice.MAX_ROWS} rows"
     several = f"{many} 32 outputs at a time" if kernel.panel_group else f"{many} in PyTorch, grouped by level"
+    if can_round():
+        several += f", {ROUNDED_ROWS} and more of a prompt in bf16"
     also = f"; PyTorch also for {declined}" if declined else ""
     return KernelChoice("native", f"C++ ({kernel.instructions}) straight from the planes; {several}{also}")
+
+
+def can_round() -> bool:
+    """Whether this processor multiplies the rows of a prompt faster in bf16 (:func:`rounding`)."""
+    kernel = _native.kernel() if _forced is None or _forced.name == "native" else None
+    return kernel is not None and kernel.rounds(ROUNDED_ROWS, _USUAL_GROUP)
+
+
+@contextmanager
+def rounding() -> Iterator[None]:
+    """Let products of at least ``ROUNDED_ROWS`` rows inside the block be rounded to bf16, where that is faster.
+
+    What a text costs at its bits is measured without: it must not depend on the processor.
+    """
+    token = _may_round.set(True)
+    try:
+        yield
+    finally:
+        _may_round.reset(token)
 
 
 class ColumnTensor(NestedTensor):
@@ -246,7 +274,10 @@ def linear(x: Tensor, weight: NestedTensor, bits: int | Tensor) -> Tensor:
         if y is not None:
             return y
     elif _forced is None or _forced.name == "native":
-        y = choice.nested_linear(_native, x, *stored, level, refit=weight.refit, is_forced=_forced is not None)
+        is_forced, may_round = _forced is not None, _may_round.get()
+        y = choice.nested_linear(
+            _native, x, *stored, level, refit=weight.refit, is_forced=is_forced, may_round=may_round
+        )
         if y is not None:
             return y
     return grouped.nested_linear(x, *stored, level, refit=weight.refit)

@@ -1,6 +1,6 @@
 """From ``--kv 16``, ``--kv 4``, ``--kv adaptive:4`` or ``--kv adaptive:3.5:received`` to a cache."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from tapwb.execution.kv_cache import PAGE_TOKENS, TapCache, TapCacheLayer
 from tapwb.execution.kv_layer import NEVER_SEALED
 from tapwb.execution.kv_page import KV_LEVELS
 from tapwb.execution.kv_received import AdaptiveKv
+from tapwb.execution.prompt_attention import rounding_prompts
 from tapwb.plan.budget import budget_plan
 
 _HELP = "Write 16, 8, 4, 3, 2, adaptive:MEAN or adaptive:MEAN:received with a mean from 2 to 8, for example adaptive:4."
@@ -67,7 +68,7 @@ def adaptive_cache(config: Any, adaptive: AdaptiveKv) -> TapCache:
 
 
 def attention_of(model: Any, cache: Any) -> AbstractContextManager[None]:
-    """The attention that a cache needs: its own for one that follows received attention, the model's otherwise.
+    """What a cache needs: its own attention if it follows received attention, else what reads prompts fastest.
 
     Args:
         model: A transformers model.
@@ -76,7 +77,7 @@ def attention_of(model: Any, cache: Any) -> AbstractContextManager[None]:
     Raises:
         ExecutionError: On entering, if the model's attention cannot be replaced.
     """
-    return reading_pages(model) if isinstance(cache, TapCache) and cache.adaptive else nullcontext()
+    return reading_pages(model) if isinstance(cache, TapCache) and cache.adaptive else rounding_prompts(model)
 
 
 def cache_notes(cache: Cache) -> tuple[str, ...]:

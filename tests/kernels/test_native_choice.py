@@ -33,7 +33,9 @@ def product(native, x, bits, **options):
 
 def test_of_several_levels_only_those_that_gain_are_native(native, monkeypatch):
     """The other rows are computed by the grouped path, in the same call."""
-    monkeypatch.setattr(NativeChoice, "verdict", lambda self, planes, size, bits, n: Verdict(bits == 4, 0.0, 1.0, 2.0))
+    monkeypatch.setattr(
+        NativeChoice, "verdict", lambda self, planes, size, bits, n, **_: Verdict(bits == 4, 0.0, 1e-4, 1.0, 2.0)
+    )
     x = torch.randn(4, 300, generator=torch.Generator().manual_seed(0))
     y = product(native, x, torch.tensor([8, 4, 8, 4]))
     assert torch.equal(y[[0, 2]], grouped.nested_linear(x[[0, 2]], *WEIGHT.stored, 8))
@@ -42,7 +44,7 @@ def test_of_several_levels_only_those_that_gain_are_native(native, monkeypatch):
 
 def all_verdicts(monkeypatch, is_used):
     """Decide for the self-test."""
-    monkeypatch.setattr(NativeChoice, "verdict", lambda *_: Verdict(is_used, 0.0, 1.0, 2.0))
+    monkeypatch.setattr(NativeChoice, "verdict", lambda *_, **__: Verdict(is_used, 0.0, 1e-4, 1.0, 2.0))
 
 
 def test_rows_of_several_levels_are_computed_at_their_own(native):
@@ -92,7 +94,7 @@ def test_a_kernel_that_answers_nan_is_found_by_the_self_test(native, monkeypatch
 
 def test_a_slow_kernel_is_found_by_the_self_test(native, monkeypatch):
     """Right, but slower than PyTorch."""
-    monkeypatch.setattr(choice, "_times_us", lambda *_: (30.0, 20.0))
+    monkeypatch.setattr(choice, "_times_us", lambda *_, **__: (30.0, 20.0))
     verdict = native.verdict((4, 4), 64, 8, 1)
     assert not verdict.is_used
     assert "slower here: 30 against 20 microseconds" in verdict.reason
@@ -105,7 +107,8 @@ def test_verdicts_are_kept_for_the_next_process(native, native_folder, monkeypat
     monkeypatch.setattr(choice, "judge_layout", lambda *_: pytest.fail("tested again"))
     assert NativeChoice(lambda: native_folder).verdict((4, 1, 1, 2), 64, 5, 1) == first
     (kept,) = native_folder.glob("*.json")
-    assert len(json.loads(kept.read_text())["verdicts"]) == 8 * (3 if native.kernel().panel_group else 2)
+    kinds = 2 + bool(native.kernel().panel_group) + native.kernel().rounds(65, 64)
+    assert len(json.loads(kept.read_text())["verdicts"]) == 8 * kinds
     kept.write_text('{"verdicts": [[1, 2')
     with pytest.raises(pytest.fail.Exception, match="tested again"):
         NativeChoice(lambda: native_folder).verdict((4, 1, 1, 2), 64, 5, 1)

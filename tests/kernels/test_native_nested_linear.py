@@ -240,6 +240,55 @@ def test_many_rows_are_right(kernel, plane_bits, out_features, in_features, grou
         assert torch.equal(kernel.nested_linear(x, *stored, bits, refit=refit, n_threads=3), actual)
 
 
+@pytest.mark.parametrize("plane_bits", LAYOUTS, ids=lambda widths: "+".join(map(str, widths)))
+@pytest.mark.parametrize(("out_features", "in_features", "group_size"), [(17, 577, 64), (67, 700, 128), (96, 1600, 64)])
+def test_rows_that_may_be_rounded_are_right_to_bf16(kernel, plane_bits, out_features, in_features, group_size):
+    """Tiles that are not full, chunks of columns that are not full: to 4e-3 of the norm, each row by itself."""
+    if not kernel.rounds(9, group_size):
+        pytest.skip("this processor does not multiply many rows in bf16")
+    stored, refit = weight_of(out_features, in_features, group_size, plane_bits)
+    x = torch.randn(45, in_features, generator=torch.Generator().manual_seed(1)) + 0.3
+    x[4] = 0
+    for bits in range(1, 9):
+        options = {"refit": refit, "may_round": True}
+        actual = kernel.nested_linear(x, *stored, bits, **options)
+        assert relative_error(actual, exact(x, stored, bits, refit)) <= native.ROUNDED_RELATIVE_ERROR
+        assert torch.equal(actual[4], torch.zeros(out_features))
+        assert torch.equal(kernel.nested_linear(x[3:20], *stored, bits, **options), actual[3:20])
+        assert torch.equal(kernel.nested_linear(x, *stored, bits, n_threads=3, **options), actual)
+
+
+def test_rounding_is_that_of_bf16_and_of_no_more_than_eight_rows(kernel):
+    """Element by element: half a unit in the last of 8 binary digits, of activation and of weight; fp32 sums."""
+    if not kernel.rounds(9, 64):
+        pytest.skip("this processor does not multiply many rows in bf16")
+    stored, _ = weight_of(50, 600, 64, (4, 4))
+    x = torch.randn(40, 600, generator=torch.Generator().manual_seed(4))
+    x[:, ::97] *= 1e4
+    planes, plane_bits, low, step = stored
+    weight = nested_dequantize(planes, plane_bits, low, step, 8, 600).double()
+    error = (kernel.nested_linear(x, *stored, 8, may_round=True).double() - x.double() @ weight.T).abs()
+    assert bool((error <= x.double().abs() @ weight.abs().T * (2**-7 + 2**-15)).all())
+    few = kernel.nested_linear(x[:8], *stored, 8, may_round=True)
+    assert torch.equal(few, kernel.nested_linear(x[:8], *stored, 8))
+    assert not torch.equal(few, kernel.nested_linear(x, *stored, 8, may_round=True)[:8])
+
+
+@pytest.mark.parametrize("may_round", [False, True])
+def test_an_infinity_in_a_prompt_spoils_its_own_row(kernel, may_round):
+    """As in a step: the row is NaN, whatever the weight."""
+    if not kernel.takes(9, 64):
+        pytest.skip("this processor multiplies many rows in PyTorch")
+    stored, _ = weight_of(40, 200, 64, (4, 4))
+    x = torch.randn(20, 200, generator=torch.Generator().manual_seed(1))
+    whole = kernel.nested_linear(x, *stored, 8, may_round=may_round)
+    x[3, 7], x[18, 0] = float("inf"), float("-inf")
+    y = kernel.nested_linear(x, *stored, 8, may_round=may_round)
+    assert y[[3, 18]].isnan().all()
+    others = [row for row in range(20) if row not in (3, 18)]
+    assert torch.equal(y[others], whole[others])
+
+
 def test_many_rows_in_bf16_and_with_nan(kernel):
     """A row with NaN is NaN, its neighbours are not; bf16 comes back as bf16, rounded once."""
     if not kernel.takes(9, 64):

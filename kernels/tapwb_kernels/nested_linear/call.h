@@ -51,6 +51,7 @@ struct Call {
   int32_t n_threads;
   float times, plus;           // weight = second + first * (times * code + plus)
   const uint16_t* by_sixteen;  // first and second as fp16, 16 outputs beside each other: (out / 16, groups, 2, 16); or null
+  int32_t may_round;           // whether many rows, and the weight, may be rounded to bf16 (prompt.h)
 };
 
 float from_bits(uint32_t bits) {

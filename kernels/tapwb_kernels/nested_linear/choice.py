@@ -23,11 +23,20 @@ from tapwb_kernels.layout import Refit, group_size_of, n_groups, planes_for, spl
 from tapwb_kernels.native_build import NativeUnavailable
 from tapwb_kernels.nested_dequantize.reference import nested_dequantize
 from tapwb_kernels.nested_linear import grouped
-from tapwb_kernels.nested_linear.native import MAX_ROWS, RELATIVE_ERROR, NativeKernel, load, why_not
+from tapwb_kernels.nested_linear.native import (
+    MAX_ROWS,
+    RELATIVE_ERROR,
+    ROUNDED_RELATIVE_ERROR,
+    NativeKernel,
+    load,
+    why_not,
+)
 
 MANY_ROWS = 64
 N_ROWS = (1, MAX_ROWS, MANY_ROWS)
 """What is tested: one row stands for itself, the others for all up to them, the last for any more."""
+ROUNDED_ROWS = MANY_ROWS + 1
+"""From here on rows are rounded to bf16 if they may be, where the processor has tiles for that; tested with so many."""
 
 LEAST_PANEL_WEIGHTS = 1 << 16
 """Many rows and fewer weights than these stay in PyTorch: microseconds either way, and fp32 to its last digits."""
@@ -39,7 +48,7 @@ _THREAD_GAIN, _THREAD_WORST = 0.8, 0.95
 
 
 Case = tuple[tuple[int, ...], int, int, int]
-"""Plane widths, group size, level, number of rows (one of ``N_ROWS``)."""
+"""Plane widths, group size, level, number of rows (one of ``N_ROWS``, or ``ROUNDED_ROWS``)."""
 
 
 Stored = tuple[Sequence[Tensor], Sequence[int], Tensor, Tensor]
@@ -53,19 +62,21 @@ class Verdict:
     Attributes:
         is_used: Whether the native kernel is used.
         error: Relative error to exact arithmetic.
+        allowed_error: Largest that is right.
         native_us: Shortest time of the native kernel, microseconds.
         grouped_us: Shortest time of the PyTorch path, microseconds.
     """
 
     is_used: bool
     error: float
+    allowed_error: float
     native_us: float
     grouped_us: float
 
     @property
     def reason(self) -> str:
         """One line for people."""
-        if not self.error <= RELATIVE_ERROR:
+        if not self.error <= self.allowed_error:
             return f"the native kernel is wrong on this machine: relative error {self.error:.1e}"
         if not self.is_used:
             return f"the native kernel is slower here: {self.native_us:.0f} against {self.grouped_us:.0f} microseconds"
@@ -105,13 +116,17 @@ class NativeChoice:
         self.kernel()
         return self._why_none
 
-    def verdict(self, plane_bits: Sequence[int], group_size: int, bits: int, n_rows: int) -> Verdict:
-        """What the self-test says about a layout, a level and a number of rows.
+    def verdict(
+        self, plane_bits: Sequence[int], group_size: int, bits: int, n_rows: int, *, may_round: bool = False
+    ) -> Verdict:
+        """What the self-test says about a layout, a level and a number of rows, and about rounding them if they may be.
 
         Raises:
             NativeUnavailable: If there is no kernel.
         """
         tested = next((n for n in N_ROWS if n_rows <= n), MANY_ROWS)
+        if may_round and n_rows >= ROUNDED_ROWS and self._needed().rounds(n_rows, group_size):
+            tested = ROUNDED_ROWS
         case = (tuple(plane_bits), group_size, bits, tested)
         found = self._known.get(case)
         if found is None:
@@ -192,6 +207,7 @@ def nested_linear(
     *,
     refit: Refit | None = None,
     is_forced: bool = False,
+    may_round: bool = False,
 ) -> Float[Tensor, "row out"] | None:
     """As :func:`tapwb_kernels.nested_linear.grouped.nested_linear`, or ``None`` where that is the better one.
 
@@ -205,6 +221,7 @@ def nested_linear(
         bits: Level of each row, 1 to 8, or one number.
         refit: Own scale and offset of the 1- and 2-bit levels.
         is_forced: Whether verdicts are left out.
+        may_round: Whether ``ROUNDED_ROWS`` and more of one level may be rounded to bf16.
 
     Raises:
         ValueError: If a level cannot be read.
@@ -223,7 +240,7 @@ def nested_linear(
     native_levels = {
         level
         for level, rows in rows_of.items()
-        if is_forced or native.verdict(plane_bits, size, level, len(rows)).is_used
+        if is_forced or native.verdict(plane_bits, size, level, len(rows), may_round=may_round).is_used
     }
     if not native_levels:
         return None
@@ -235,7 +252,8 @@ def nested_linear(
         # Many rows use every byte more than once.
         work = bytes_of(planes, plane_bits, level) * -(-some.shape[0] // MAX_ROWS)
         threads = 1 if one else native.n_threads(work)
-        return kernel.multiply(some, *stored, level, refit, threads)
+        rounded = may_round and some.shape[0] >= ROUNDED_ROWS
+        return kernel.multiply(some, *stored, level, refit, threads, rounded)
 
     if len(rows_of) == 1:
         return product(x, next(iter(rows_of)))
@@ -258,13 +276,15 @@ def judge_layout(kernel: NativeKernel, plane_bits: Sequence[int], group_size: in
     timed = random_weight(_TIMED_OUT, max(_TIMED_GROUPS * group_size, 512), plane_bits, group_size)
     found = {}
     for bits in range(1, 9):
-        for n_rows in N_ROWS:
-            if not kernel.takes(n_rows, group_size):
+        for n_rows in (*N_ROWS, ROUNDED_ROWS):
+            may_round = n_rows == ROUNDED_ROWS
+            if not (kernel.rounds if may_round else kernel.takes)(n_rows, group_size):
                 continue
-            error = relative_error(kernel, exact, plane_bits, bits, n_rows)
-            native_us, grouped_us = _times_us(kernel, timed, plane_bits, bits, n_rows)
-            is_used = error <= RELATIVE_ERROR and native_us <= grouped_us
-            found[tuple(plane_bits), group_size, bits, n_rows] = Verdict(is_used, error, native_us, grouped_us)
+            error = relative_error(kernel, exact, plane_bits, bits, n_rows, may_round=may_round)
+            native_us, grouped_us = _times_us(kernel, timed, plane_bits, bits, n_rows, may_round=may_round)
+            allowed = ROUNDED_RELATIVE_ERROR if may_round else RELATIVE_ERROR
+            is_used = error <= allowed and native_us <= grouped_us
+            found[tuple(plane_bits), group_size, bits, n_rows] = Verdict(is_used, error, allowed, native_us, grouped_us)
     return found
 
 
@@ -295,14 +315,20 @@ def random_weight(out: int, cols: int, plane_bits: Sequence[int], group_size: in
 
 
 def relative_error(
-    kernel: NativeKernel, weight: RandomWeight, plane_bits: Sequence[int], bits: int, n_rows: int
+    kernel: NativeKernel,
+    weight: RandomWeight,
+    plane_bits: Sequence[int],
+    bits: int,
+    n_rows: int,
+    *,
+    may_round: bool = False,
 ) -> float:
     """Error of the kernel against exact arithmetic, as a share of the result's norm; infinite if it is not finite."""
     planes, _, low, step = weight.stored
     x = torch.randn(n_rows, weight.cols, generator=torch.Generator().manual_seed(bits)) + 0.3
     dense = nested_dequantize(planes, plane_bits, low, step, bits, weight.cols, refit=weight.refit).double()
     expected = x.double() @ dense.T
-    actual = kernel.nested_linear(x, *weight.stored, bits, refit=weight.refit).double()
+    actual = kernel.nested_linear(x, *weight.stored, bits, refit=weight.refit, may_round=may_round).double()
     error = float((actual - expected).norm() / expected.norm())
     return error if error == error else float("inf")
 
@@ -329,13 +355,22 @@ def bytes_worth_threads(kernel: NativeKernel, n_threads: int) -> float:
 
 
 def _times_us(
-    kernel: NativeKernel, weight: RandomWeight, plane_bits: Sequence[int], bits: int, n_rows: int
+    kernel: NativeKernel,
+    weight: RandomWeight,
+    plane_bits: Sequence[int],
+    bits: int,
+    n_rows: int,
+    *,
+    may_round: bool = False,
 ) -> tuple[float, float]:
     """Shortest times of the native kernel and of the PyTorch path, taken in turns."""
     x = torch.randn(n_rows, weight.cols, generator=torch.Generator().manual_seed(bits))
     native, torch_path = float("inf"), float("inf")
     for _ in range(_TIMED_REPEATS):
-        native = min(native, _seconds(lambda: kernel.nested_linear(x, *weight.stored, bits, refit=weight.refit)))
+        native = min(
+            native,
+            _seconds(lambda: kernel.nested_linear(x, *weight.stored, bits, refit=weight.refit, may_round=may_round)),
+        )
         torch_path = min(
             torch_path, _seconds(lambda: grouped.nested_linear(x, *weight.stored, bits, refit=weight.refit))
         )

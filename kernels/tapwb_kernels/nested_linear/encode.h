@@ -10,17 +10,23 @@ namespace {
 // The largest code, such that every code is two signed bytes: 127 * 256 + 127.
 constexpr float kTopCode = 32639.0f;
 
+// A line of memory. What tiles are loaded from begins at one, or every row of a tile would lie in two.
+struct alignas(64) Line {
+  uint16_t at[32];
+};
+
 // Activations of a call as 16-bit integers with one scale for each group; columns of padding are 0.
 struct Rows {
   std::vector<int16_t> codes;   // (n_rows, groups * group_size)
   std::vector<float> scale;     // (n_rows, kBlock, groups): kBlock times the same, as the weight's come in blocks
   std::vector<float> sum;       // (n_rows, groups): of the values that the codes stand for
   std::vector<float> values;    // one row in fp32
-  // The same as tile registers take them (tiles.h), a tile of up to kMaxRows rows after the other.
-  std::vector<int8_t> digits;      // (tiles, groups * group_size / 4, 2, lanes, 4)
-  std::vector<float> lane_scale;   // (tiles, groups, 16): scale of each lane, over and over
-  std::vector<float> lane_sum;     // (tiles, groups, lanes)
+  // The same as a tile register takes them (tiles.h).
+  std::vector<int8_t> digits;      // (groups * group_size / 4, 2, lanes, 4)
+  std::vector<float> lane_scale;   // (groups, 16): scale of each lane, over and over
+  std::vector<float> lane_sum;     // (groups, lanes)
   int lanes = 1;
+  std::vector<Line> halves;        // the rows of a prompt in bf16 (prompt.h)
 };
 
 void encode_group(const float* x, int64_t n, int64_t group_size, int16_t* codes, float* scale, float* sum) {
@@ -72,6 +78,7 @@ struct RowsView {
   const float *scale, *sum;
   const int8_t* digits;        // of all rows, as `first` may lie within a tile
   const float *lane_scale, *lane_sum;
+  const uint16_t* halves;
   int64_t first;
   int lanes;
   RowsView(const Rows& rows, int64_t first, int64_t groups, int64_t group_size)
@@ -81,6 +88,7 @@ struct RowsView {
         digits(rows.digits.data()),
         lane_scale(rows.lane_scale.data()),
         lane_sum(rows.lane_sum.data()),
+        halves(rows.halves.empty() ? nullptr : rows.halves.data()->at),
         first(first),
         lanes(rows.lanes) {}
 };

@@ -6,7 +6,7 @@
 extern "C" {
 
 // Bumped with every change of Call.
-int32_t tap_interface() { return 3; }
+int32_t tap_interface() { return 4; }
 
 const char* tap_instructions() {
   static const std::string found = std::string(kInstructions) + (has_tiles() ? " and AMX tiles" : "");
@@ -15,6 +15,9 @@ const char* tap_instructions() {
 
 // Largest group of columns with which more than kMaxRows rows are taken; 0 where they never are.
 int32_t tap_panel_group() { return kHasPanels ? kLargestPanelGroup : 0; }
+
+// Whether more than kMaxRows rows can be rounded to bf16 in groups of this size (prompt.h).
+int32_t tap_can_round(int64_t group_size) { return kHasPrompts && is_wide(group_size) && has_tiles(); }
 
 // 0 when done, 1 when the call does not make sense.
 int32_t tap_nested_linear(const Call* call) {

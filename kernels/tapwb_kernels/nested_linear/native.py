@@ -26,7 +26,10 @@ MAX_ROWS = 8
 RELATIVE_ERROR = 1e-4
 """Largest error of a result, as a share of the result's norm; a test holds the kernel to it on every layout."""
 
-_INTERFACE = 3
+ROUNDED_RELATIVE_ERROR = 4e-3
+"""The same for more than ``MAX_ROWS`` rows that were rounded to bf16."""
+
+_INTERFACE = 4
 _MAX_PLANES = 8
 _Pointers = ctypes.c_void_p * _MAX_PLANES
 _Widths = ctypes.c_int32 * _MAX_PLANES
@@ -57,6 +60,7 @@ class _Call(ctypes.Structure):
         ("times", ctypes.c_float),
         ("plus", ctypes.c_float),
         ("by_sixteen", ctypes.c_void_p),
+        ("may_round", ctypes.c_int32),
     ]
 
 
@@ -82,6 +86,8 @@ class NativeKernel:
             interface = int(library.tap_interface())
             self.instructions = str(library.tap_instructions().decode())
             self.panel_group = int(library.tap_panel_group())
+            self._can_round = library.tap_can_round
+            self._can_round.argtypes = [ctypes.c_int64]
         except (OSError, AttributeError) as error:
             raise NativeUnavailable(f"{path} cannot be loaded: {error}") from None
         if interface != _INTERFACE:
@@ -102,6 +108,7 @@ class NativeKernel:
         *,
         refit: Refit | None = None,
         n_threads: int = 1,
+        may_round: bool = False,
     ) -> Float[Tensor, "row out"]:
         """As :func:`tapwb_kernels.nested_linear.reference.nested_linear`, all rows at one level.
 
@@ -116,6 +123,8 @@ class NativeKernel:
             bits: Level, 1 to 8.
             refit: Own scale and offset of the 1- and 2-bit levels.
             n_threads: Threads to share the rows of the weight, the caller included.
+            may_round: Whether more than ``MAX_ROWS`` rows may be rounded to bf16, and the weight with them, as those of
+                a 16-bit model are; done where :meth:`rounds` says so.
 
         Raises:
             ValueError: If the kernel does not take these (see :func:`why_not`).
@@ -125,11 +134,15 @@ class NativeKernel:
             reason = f"the native kernel takes no {x.shape[0]} rows here"
         if reason:
             raise ValueError(reason)
-        return self.multiply(x, planes, plane_bits, group_min, group_step, bits, refit, n_threads)
+        return self.multiply(x, planes, plane_bits, group_min, group_step, bits, refit, n_threads, may_round)
 
     def takes(self, n_rows: int, group_size: int) -> bool:
         """Whether the kernel multiplies so many rows with groups of that size on this machine."""
         return n_rows <= MAX_ROWS or group_size <= self.panel_group
+
+    def rounds(self, n_rows: int, group_size: int) -> bool:
+        """Whether so many rows are rounded to bf16 here if they may be: the processor has tiles for that."""
+        return n_rows > MAX_ROWS and bool(self._can_round(group_size))
 
     def multiply(
         self,
@@ -141,6 +154,7 @@ class NativeKernel:
         bits: int,
         refit: Refit | None,
         n_threads: int,
+        may_round: bool = False,
     ) -> Tensor:
         """:meth:`nested_linear` for callers that have asked :func:`why_not` themselves: microseconds count here.
 
@@ -190,6 +204,7 @@ class NativeKernel:
             times,
             plus,
             None,
+            may_round,
         )
         if self._run(call):
             raise ValueError(f"{tuple(x.shape)} times {tuple(group_min.shape)} groups does not fit the native kernel")

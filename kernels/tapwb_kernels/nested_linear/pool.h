@@ -132,7 +132,7 @@ Pool& pool() {
 // The whole product, by as many threads as were asked for.
 void multiply(const Call& call, const Plan& plan, const RowsView& rows) {
   if (call.n_threads <= 1) return work_on(call, plan, rows, 0, call.out);
-  const int64_t unit = takes_tiles(call.n_rows, call.group_size) ? 2 * kTileOut : call.n_rows > kMaxRows ? kPanelRows : kBlock;
+  const int64_t unit = takes_tiles(call.n_rows, call.group_size) || call.n_rows > kMaxRows ? kPanelRows : kBlock;
   const int64_t block = std::max<int64_t>(2 * unit, call.out / (call.n_threads * 8)) / unit * unit;
   pool().run(call, plan, rows, block, call.n_threads);
 }

@@ -6,18 +6,20 @@
 #include "encode.h"
 #include "loops.h"
 #include "many_rows.h"
+#include "prompt.h"
 #include "tiles.h"
 
 namespace {
 
 // As the loop that will multiply them takes them: digits for tiles, or columns in another order, or as they are.
 void arrange_rows(int64_t n_rows, int64_t groups, int64_t group_size, Rows& rows) {
-  rows.lanes = is_wide(group_size) ? lanes_of(n_rows) : 1;
+  rows.lanes = takes_tiles(n_rows, group_size) ? lanes_of(n_rows) : 1;
   if (rows.lanes > 1) arrange_tiles(n_rows, groups, group_size, rows);
   else if (n_rows <= kMaxRows && is_wide(group_size)) arrange(rows.codes.data(), n_rows * groups * group_size);
 }
 
 void encode_rows(const Call& call, Rows& rows) {
+  if (takes_prompts(call)) return encode_prompt(call, rows);
   make_room(rows, call.n_rows, call.groups, call.group_size);
   rows.values.resize(static_cast<size_t>(call.cols));
   for (int64_t row = 0; row < call.n_rows; ++row) {
@@ -102,6 +104,7 @@ void products_of(const Call& call, const Plan& plan, const RowsView& rows, int64
 }
 
 void work_on(const Call& call, const Plan& plan, const RowsView& rows, int64_t begin, int64_t end) {
+  if (takes_prompts(call)) return work_on_prompt(call, plan, rows, begin, end);
   if (takes_tiles(call.n_rows, call.group_size)) return work_on_tiles(call, plan, rows, begin, end);
   if (call.n_rows > kMaxRows) return work_on_many(call, plan, rows, begin, end);
   static thread_local Scratch scratch;

@@ -1,4 +1,4 @@
-// Processors with tile registers (AMX): one row of activations in vectors, more in tiles, and both the same to the last bit.
+// Processors with tile registers (AMX): one row of a step in vectors, more in tiles, and both the same to the last bit.
 //
 // Both take 16 rows of the weight at a time and make the exact integer sum of every group; it is scaled in fp32 and added up
 // group by group, outputs side by side. A tile product multiplies unsigned bytes by signed ones, so a code of the activations
@@ -34,8 +34,8 @@ bool has_tiles() {
   return granted;
 }
 
-// Whether so many rows are multiplied here: without permission those of a step are, one at a time.
-bool takes_tiles(int64_t n_rows, int64_t group_size) { return is_wide(group_size) && (has_tiles() || n_rows <= kMaxRows); }
+// Whether so many rows are multiplied here: those of a step are, without permission one at a time.
+bool takes_tiles(int64_t n_rows, int64_t group_size) { return is_wide(group_size) && n_rows <= kMaxRows; }
 
 // Lanes that so many rows take: 1 (no tile), 2, 4 or 8.
 inline int lanes_of(int64_t n_rows) {
@@ -67,14 +67,13 @@ class TileShapes {
 // Digits as the second operand of a tile product takes them: for every four columns the low digits of all lanes, then the
 // high ones, and of each lane four columns side by side.
 void arrange_tiles(int64_t n_rows, int64_t groups, int64_t group_size, Rows& rows) {
-  const int64_t lanes = rows.lanes, columns = groups * group_size, n_tiles = (n_rows + lanes - 1) / lanes;
-  rows.digits.assign(static_cast<size_t>(n_tiles * columns * lanes * 2), 0);
-  rows.lane_scale.assign(static_cast<size_t>(n_tiles * groups * 16), 0.0f);
-  rows.lane_sum.assign(static_cast<size_t>(n_tiles * groups * lanes), 0.0f);
-  for (int64_t row = 0; row < n_rows; ++row) {
-    const int64_t tile = row / lanes, lane = row % lanes;
-    const int16_t* codes = rows.codes.data() + row * columns;
-    int8_t* to = rows.digits.data() + tile * columns * lanes * 2 + lane * 4;
+  const int64_t lanes = rows.lanes, columns = groups * group_size;
+  rows.digits.assign(static_cast<size_t>(columns * lanes * 2), 0);
+  rows.lane_scale.assign(static_cast<size_t>(groups * 16), 0.0f);
+  rows.lane_sum.assign(static_cast<size_t>(groups * lanes), 0.0f);
+  for (int64_t lane = 0; lane < n_rows; ++lane) {
+    const int16_t* codes = rows.codes.data() + lane * columns;
+    int8_t* to = rows.digits.data() + lane * 4;
     for (int64_t k = 0; k < columns; k += 32) {
       alignas(32) int32_t low[8], high[8];
       const __m512i code = _mm512_loadu_si512(codes + k);
@@ -87,20 +86,17 @@ void arrange_tiles(int64_t n_rows, int64_t groups, int64_t group_size, Rows& row
       }
     }
     for (int64_t g = 0; g < groups; ++g) {
-      const float scale = rows.scale[static_cast<size_t>(row * kBlock * groups + g)];
-      for (int64_t i = lane; i < 16; i += lanes) rows.lane_scale[static_cast<size_t>((tile * groups + g) * 16 + i)] = scale;
-      rows.lane_sum[static_cast<size_t>((tile * groups + g) * lanes + lane)] = rows.sum[static_cast<size_t>(row * groups + g)];
+      const float scale = rows.scale[static_cast<size_t>(lane * kBlock * groups + g)];
+      for (int64_t i = lane; i < 16; i += lanes) rows.lane_scale[static_cast<size_t>(g * 16 + i)] = scale;
+      rows.lane_sum[static_cast<size_t>(g * lanes + lane)] = rows.sum[static_cast<size_t>(lane * groups + g)];
     }
   }
 }
 
-constexpr int kBlocks = 2;  // blocks of 16 rows of the weight that share each load of a prompt's digits
-
 struct TileScratch {
-  std::vector<uint8_t> codes;   // of kBlocks blocks, where they are unpacked
-  std::vector<float> scale;     // (kBlocks, groups, kTileOut): what a product of codes is worth, but for x's own scale
-  std::vector<float> base;      // (kBlocks, groups, kTileOut): what a group adds for each unit of the sum
-  std::vector<float> spread;    // (kBlocks, groups, kMaxLanes, 16): scale, as lanes of sums lie
+  std::vector<uint8_t> codes;   // where they are unpacked
+  std::vector<float> scale;     // (groups, kTileOut): what a product of codes is worth, but for x's own scale
+  std::vector<float> base;      // (groups, kTileOut): what a group adds for each unit of the sum
 };
 
 // Metadata of 16 rows of the weight, output beside output. Rows that are missing repeat the last one.
@@ -217,12 +213,12 @@ inline __m512 joined(const int32_t* sum) {
   return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low));
 }
 
-// What one group adds to the totals of 16 outputs; `scale` has their scales, once each or as the lanes lie.
-template <int kLanes, bool kIsSpread>
+// What one group adds to the totals of 16 outputs; `scale` has their scales.
+template <int kLanes>
 inline void add_group(const int32_t* sum, const float* scale, const float* lane_scale, __m512* total) {
   const __m512 x_scale = _mm512_loadu_ps(lane_scale), scales = _mm512_loadu_ps(scale);
   TAP_UNROLL for (int j = 0; j < kLanes; ++j) {
-    const __m512 own = kIsSpread ? _mm512_loadu_ps(scale + 16 * j) : _mm512_permutexvar_ps(output_of<kLanes>(j), scales);
+    const __m512 own = _mm512_permutexvar_ps(output_of<kLanes>(j), scales);
     total[j] = _mm512_fmadd_ps(joined<kLanes>(sum + 32 * j), _mm512_mul_ps(own, x_scale), total[j]);
   }
 }
@@ -234,17 +230,15 @@ inline void store_outputs(const Call& call, int64_t at, __mmask16 there, __m512 
   for (int r = 0; r < 16 && (there >> r & 1); ++r) static_cast<uint16_t*>(call.y)[at + r] = float_to_bfloat(values[r]);
 }
 
-// The totals of a tile of activations as outputs of its rows; a view may begin within the tile.
+// The totals of the tile of activations as outputs of its rows; a view may begin within the tile.
 template <int kLanes>
-inline void store_tile(const Call& call, const RowsView& rows, int64_t tile, int64_t row, int64_t n, const float* base,
-                       __m512* total) {
-  const float* lane_sum = rows.lane_sum + tile * call.groups * kLanes;
+inline void store_tile(const Call& call, const RowsView& rows, int64_t row, int64_t n, const float* base, __m512* total) {
   split_lanes<kLanes>(total);
   TAP_UNROLL for (int i = 0; i < kLanes; ++i) {
     const int lane = kReversed[i] * kLanes / kMaxLanes;
-    const int64_t at = tile * kLanes + lane - rows.first;
+    const int64_t at = lane - rows.first;
     if (at < 0 || at >= call.n_rows) continue;
-    const __m512 y = _mm512_add_ps(total[i], plain_part(base, lane_sum + lane, kLanes, call.groups));
+    const __m512 y = _mm512_add_ps(total[i], plain_part(base, rows.lane_sum + lane, kLanes, call.groups));
     store_outputs(call, at * call.out + row, static_cast<__mmask16>((1u << n) - 1), y);
   }
 }
@@ -295,81 +289,9 @@ void stream_tile(const Call& call, const Plan& plan, const RowsView& rows, int64
     for (int64_t g = 0; g < groups; ++g) {
       turn();
       const int32_t* sum = sums + (i - 1 - kDone) % kSums * 32 * kLanes;
-      add_group<kLanes, false>(sum, &scratch.scale[static_cast<size_t>(g * kTileOut)], rows.lane_scale + g * 16, total);
+      add_group<kLanes>(sum, &scratch.scale[static_cast<size_t>(g * kTileOut)], rows.lane_scale + g * 16, total);
     }
-    store_tile<kLanes>(call, rows, 0, row, n, scratch.base.data(), total);
-  }
-}
-
-// Group i of a prompt's stream times two blocks, in two registers; the sums of group i - 1 are stored.
-#define TAP_TURN_TWO(first_tile, second_tile, first_done, second_done, digits_tile)                        \
-  do {                                                                                                     \
-    if (x) {                                                                                               \
-      _tile_zero(first_tile);                                                                              \
-      _tile_zero(second_tile);                                                                             \
-      TAP_UNROLL for (int piece = 0; piece < kPieces; ++piece) {                                           \
-        _tile_loadd(digits_tile, x + piece * 2 * kTileColumns * kMaxLanes, 8 * kMaxLanes);                 \
-        _tile_loadd(4, at + piece * kCodesBytes, kTileColumns);                                            \
-        _tile_dpbusd(first_tile, 4, digits_tile);                                                          \
-        _tile_loadd(5, at + block_bytes + piece * kCodesBytes, kTileColumns);                              \
-        _tile_dpbusd(second_tile, 5, digits_tile);                                                         \
-      }                                                                                                    \
-    }                                                                                                      \
-    _tile_stored(first_done, sums + (i + 3) % 4 * 64 * kMaxLanes, 8 * kMaxLanes);                          \
-    _tile_stored(second_done, sums + (i + 3) % 4 * 64 * kMaxLanes + 32 * kMaxLanes, 8 * kMaxLanes);        \
-  } while (false)
-
-template <int kPieces>
-inline void turn_two(int64_t i, const uint8_t* at, int64_t block_bytes, const int8_t* x, int32_t* sums) {
-  if (i % 2 == 0) TAP_TURN_TWO(0, 1, 2, 3, 6);
-  else TAP_TURN_TWO(2, 3, 0, 1, 7);
-}
-
-// More rows: the codes of 32 rows of the weight are unpacked once and meet one tile of activations after the other.
-template <int kPieces>
-void many_tiles(const Call& call, const Plan& plan, const RowsView& rows, int64_t begin, int64_t end, TileScratch& scratch) {
-  constexpr int64_t kSlotBytes = kPieces * kCodesBytes;
-  constexpr int kLate = 2;  // groups between a product and its addition
-  alignas(64) int32_t sums[4 * kBlocks * 32 * kMaxLanes];
-  const int64_t groups = call.groups, block_bytes = groups * kSlotBytes, digits = call.group_size * 2 * kMaxLanes;
-  const int64_t n_tiles = (rows.first + call.n_rows + kMaxLanes - 1) / kMaxLanes;
-  scratch.codes.resize(static_cast<size_t>(kBlocks * block_bytes));
-  scratch.spread.resize(static_cast<size_t>(kBlocks * groups * kMaxLanes * 16));
-  for (int64_t row = begin; row < end; row += kBlocks * kTileOut) {
-    const auto rows_of = [&](int block) { return std::min<int64_t>(kTileOut, end - row - block * kTileOut); };
-    for (int block = 0; block < kBlocks && rows_of(block) > 0; ++block) {
-      float* scale = &scratch.scale[static_cast<size_t>(block * groups * kTileOut)];
-      read_scales(call, row + block * kTileOut, rows_of(block), scale, &scratch.base[static_cast<size_t>(block * groups * kTileOut)]);
-      for (int64_t g = 0; g < groups; ++g) {
-        plan.unpack_tile(call, plan, row + block * kTileOut, rows_of(block), g, &scratch.codes[static_cast<size_t>(block * block_bytes + g * kSlotBytes)]);
-        TAP_UNROLL for (int j = 0; j < kMaxLanes; ++j)
-          _mm512_storeu_ps(&scratch.spread[static_cast<size_t>(((block * groups + g) * kMaxLanes + j) * 16)],
-                           _mm512_permutexvar_ps(output_of<kMaxLanes>(j), _mm512_loadu_ps(scale + g * kTileOut)));
-      }
-    }
-    int64_t i = 0, put_group = 0;
-    const auto turn = [&] {
-      const int8_t* x = i < n_tiles * groups ? rows.digits + i * digits : nullptr;
-      turn_two<kPieces>(i, scratch.codes.data() + put_group * kSlotBytes, block_bytes, x, sums);
-      if (x) TAP_UNROLL16 for (int line = 0; line < 2 * kMaxLanes * kPieces; ++line) __builtin_prefetch(x + 2 * digits + 64 * line, 0, 3);
-      if (++put_group == groups) put_group = 0;
-      ++i;
-    };
-    for (int early = 0; early < kLate; ++early) turn();
-    for (int64_t tile = 0; tile < n_tiles; ++tile) {
-      __m512 total[kBlocks][kMaxLanes];
-      TAP_UNROLL for (int lane = 0; lane < kMaxLanes; ++lane) total[0][lane] = total[1][lane] = _mm512_setzero_ps();
-      for (int64_t g = 0; g < groups; ++g) {
-        turn();
-        TAP_UNROLL for (int block = 0; block < kBlocks; ++block)
-          add_group<kMaxLanes, true>(sums + ((i - 1 - kLate) % 4 * kBlocks + block) * 32 * kMaxLanes,
-                                     &scratch.spread[static_cast<size_t>((block * groups + g) * kMaxLanes * 16)],
-                                     rows.lane_scale + (tile * groups + g) * 16, total[block]);
-      }
-      for (int block = 0; block < kBlocks && rows_of(block) > 0; ++block)
-        store_tile<kMaxLanes>(call, rows, tile, row + block * kTileOut, rows_of(block),
-                              &scratch.base[static_cast<size_t>(block * groups * kTileOut)], total[block]);
-    }
+    store_tile<kLanes>(call, rows, row, n, scratch.base.data(), total);
   }
 }
 
@@ -425,19 +347,18 @@ void multiply_ones(const Call& call, const Plan& plan, const RowsView& rows, int
 using OnTiles = void (*)(const Call&, const Plan&, const RowsView&, int64_t, int64_t, TileScratch&);
 
 template <int kPieces>
-OnTiles tile_loop(const Call& call, int lanes) {
-  if (call.n_rows > kMaxLanes) return many_tiles<kPieces>;
+OnTiles tile_loop(int lanes) {
   return lanes == 2 ? stream_tile<2, kPieces> : lanes == 4 ? stream_tile<4, kPieces> : stream_tile<8, kPieces>;
 }
 
 void work_on_tiles(const Call& call, const Plan& plan, const RowsView& rows, int64_t begin, int64_t end) {
   static thread_local TileScratch scratch;
   const size_t groups = static_cast<size_t>(call.groups);
-  scratch.scale.resize(kBlocks * groups * kTileOut);
-  scratch.base.resize(kBlocks * groups * kTileOut);
+  scratch.scale.resize(groups * kTileOut);
+  scratch.base.resize(groups * kTileOut);
   if (rows.lanes == 1) return multiply_ones(call, plan, rows, begin, end, scratch);
   const TileShapes shapes(rows.lanes);
-  (call.group_size == kTileColumns ? tile_loop<1>(call, rows.lanes) : tile_loop<2>(call, rows.lanes))(call, plan, rows, begin, end, scratch);
+  (call.group_size == kTileColumns ? tile_loop<1>(rows.lanes) : tile_loop<2>(rows.lanes))(call, plan, rows, begin, end, scratch);
 }
 
 #else
