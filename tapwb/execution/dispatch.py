@@ -64,6 +64,7 @@ _triton = triton_choice.TritonChoice()
 _bags = bag_choice.BagChoice()
 _forced: KernelChoice | None = None
 _may_round: ContextVar[bool] = ContextVar("may_round", default=False)
+_can_round: ContextVar[bool] = ContextVar("can_round", default=True)
 
 
 def current(device: torch.device | str = "cpu") -> KernelChoice:
@@ -96,8 +97,20 @@ def current(device: torch.device | str = "cpu") -> KernelChoice:
 
 def can_round() -> bool:
     """Whether this processor multiplies the rows of a prompt faster in bf16 (:func:`rounding`)."""
-    kernel = _native.kernel() if _forced is None or _forced.name == "native" else None
+    if not _can_round.get() or (_forced is not None and _forced.name != "native"):
+        return False
+    kernel = _native.kernel()
     return kernel is not None and kernel.rounds(ROUNDED_ROWS, _USUAL_GROUP)
+
+
+@contextmanager
+def exact_prompts() -> Iterator[None]:
+    """Round nothing inside the block, whatever it runs; what is compared token by token is run this way."""
+    token = _can_round.set(False)
+    try:
+        yield
+    finally:
+        _can_round.reset(token)
 
 
 @contextmanager
