@@ -57,8 +57,8 @@ class TapContender:
     def gate(self, prompt: str, n_new: int = 8) -> list[dict[str, Any]]:
         """Whether every level writes the tokens of the reference arithmetic; no speed counts without it.
 
-        The reference is slow, so it continues the beginning of a long prompt. Where long prompts are rounded to bf16, the
-        whole of it must in addition be followed by nearly the same distribution as without.
+        The reference is slow, so it continues the beginning of a long prompt. Where long prompts are rounded to bf16,
+        the whole of it must in addition be followed by nearly the same distribution as without.
 
         Args:
             prompt: The text to continue.
