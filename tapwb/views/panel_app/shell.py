@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import panel as pn
 import panel_material_ui as pmui
 from bokeh.document import Document
 from panel.io.state import state
@@ -91,9 +90,9 @@ class Shell:
         if workbench.scored is None and not workbench.is_busy and workbench.model_id in catalog:
             workbench.adopt()
         if self._screen is not None:
-            with pn.io.hold():
-                self._screen.draw(self.status.refresh)
-                self._screen.draw(self.header.refresh)
+            # Through the gate: what changes before the browser has drawn the page would never reach it.
+            self._screen.later(self.status.refresh)
+            self._screen.later(self.header.refresh)
 
     def close(self) -> None:
         """Let go of everything; called when the visitor has left."""
