@@ -21,8 +21,10 @@
 # This notebook counts the bytes on the tensors, looks into an adaptive cache page by page, and measures what the
 # saved bytes cost, beside uniform widths and controls. It takes under two minutes with two processor cores.
 #
-# (Models that keep a **state** instead of keys and values have nothing that grows. Their half of this notebook comes
-# with the recurrent models.)
+# Models that keep a **state** instead of keys and values have nothing that grows; how few bits a state can have is the
+# last question here.
+#
+# Seed features: S1.16
 
 # %% tags=["parameters"]
 model = "smollm2-135m"
@@ -35,6 +37,8 @@ context = 384
 windows = 2
 uniform = [4]
 saved = "kv-smollm2-135m"
+state_steps = 512
+state_seeds = 3
 seed = 0
 
 # %%
@@ -42,6 +46,7 @@ from tapwb.core.units import format_bytes
 from tapwb.evals.kv_pages import cache_sizes
 from tapwb.views.notebook import (
     measure_caches,
+    measure_states,
     measured_where,
     open_engine,
     picture_of_cache,
@@ -182,6 +187,56 @@ show_table(
     ["question", "windows", "tokens each", "measured"],
     [[r["question"], r["windows"], r["context"], measured_where(r)] for r in records],
     title="What the saved tables rest on",
+)
+
+# %% [markdown]
+# ## And a state?
+#
+# Models without attention keep a **state** of one size instead of a cache. It has no tokens to give bits to: each new
+# token is added to what is there, and a rounding error stays for as long as the state remembers. So two other questions
+# count. **How is the state kept?** At 8 bits to the nearest, every increment below half a step is lost, and a slow sum
+# comes to a stop. Keeping the rounding error beside it (`int8+4`) and writing the state once in sixteen tokens cures
+# that. **What is added to it?** The vectors that a token adds are its own, and they can have the token's bits.
+#
+# Random sequences with known decays, against the exact recurrence in fp64.
+
+# %%
+states = measure_states(steps=state_steps, seeds=state_seeds, seed=seed).to_json()
+by_kind = {kind: [r for r in states["rows"] if r["kind"] == kind] for kind in ("drift", "signal", "updates")}
+show_table(
+    ["state", "bits a number", "output error", "95 % interval"],
+    [
+        [
+            row["name"],
+            f"{row['bits_per_number']:.1f}",
+            f"{row['relative_error']['value']:.4f}",
+            "{:.4f} to {:.4f}".format(*row["relative_error"]["ci95"]),
+        ]
+        for row in by_kind["drift"]
+    ],
+    title=f"After {states['steps']} tokens, {states['seeds']} sequences",
+)
+
+# %%
+show_table(
+    ["state", "share of a slow sum that is left"],
+    [[row["name"], f"{row['recovered_share']:.1%}"] for row in by_kind["signal"]],
+    title=f"A sum of {by_kind['signal'][0]['increments']:,} equal increments",
+)
+
+# %%
+show_table(
+    ["bits of updates", "mean", "output error", "95 % interval"],
+    [
+        [
+            row["choice"],
+            f"{row['mean_bits']:.1f}",
+            f"{row['relative_error']['value']:.4f}",
+            "{:.4f} to {:.4f}".format(*row["relative_error"]["ci95"]),
+        ]
+        for row in by_kind["updates"]
+    ],
+    title="Equal, by how much a token writes, at random, the wrong way round",
 )
 
 # %% [markdown]

@@ -38,7 +38,7 @@ def large_blocks_apart(from_bytes: int = 1 << 20) -> Iterator[None]:
         yield
     finally:
         set_option(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD_BYTES)
-        # Whoever sets one threshold freezes both; the other would stay at 128 KB, and every pass would fetch fresh pages.
+        # Whoever sets one threshold freezes both: the other would stay at 128 KB, and every pass fetch fresh pages.
         set_option(_M_TRIM_THRESHOLD, 2 * _LARGEST_THRESHOLD_BYTES)
 
 

@@ -20,7 +20,7 @@ from tapwb.engine.best import settle
 from tapwb.engine.by_hand import check_groups, prompt_plan, request_of
 from tapwb.engine.cells import cells_for
 from tapwb.engine.config import TAPConfig, signal_of, stored_levels
-from tapwb.engine.machine import check_same_weights, end_token_ids, held_bytes, read_model, room_bytes
+from tapwb.engine.machine import baseline_memory, check_same_weights, end_token_ids, held_bytes, read_model, room_bytes
 from tapwb.engine.measured import measured_for, run_ladder
 from tapwb.engine.notes import notes_for
 from tapwb.engine.pace import TIMED_TOKENS, time_reference
@@ -430,7 +430,7 @@ class TAPEngine:
             sampling=sampling,
             eos_ids=end_token_ids(handle),
             context_length=handle.anatomy.context_length,
-            kv_baseline_bytes=handle.anatomy.kv_bytes,
+            kv_baseline_bytes=baseline_memory(handle.anatomy),
         )
 
     def _keep_pace(self, trace: "Trace", is_reference: bool, token_ids: "Tensor", report: Progress) -> None:

@@ -1,5 +1,6 @@
 """Facts about the loaded model and the machine that a run depends on."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tapwb.core.errors import ExecutionError
@@ -7,6 +8,7 @@ from tapwb.core.jobs import Progress
 from tapwb.engine.config import TAPConfig
 
 if TYPE_CHECKING:
+    from tapwb.models.anatomy import ModelAnatomy
     from tapwb.models.info import LoadedModel
 
 
@@ -64,6 +66,18 @@ def check_same_weights(first: "LoadedModel", second: "LoadedModel") -> None:
             f"the weights have to be read again, but {first.info.id!r} now names other weights than the loaded ones. "
             "Load the model by its folder, with every level you need (levels=[...])."
         )
+
+
+def baseline_memory(anatomy: "ModelAnatomy") -> "Callable[[int], int]":
+    """Bytes that a model run at 16 bits keeps of a sequence, by its number of tokens: keys, values and states.
+
+    Carried states count at fp32, as transformers keeps them, short convolutions' inputs at 16 bits.
+
+    Args:
+        anatomy: Shapes of the model.
+    """
+    state_bytes = anatomy.state_bytes()
+    return lambda n_tokens: anatomy.kv_bytes(n_tokens) + state_bytes
 
 
 def held_bytes(handle: "LoadedModel") -> int:

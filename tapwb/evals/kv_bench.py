@@ -29,6 +29,7 @@ from tapwb.execution.kv_plan import adaptive_cache, cache_notes, make_cache
 from tapwb.execution.kv_received import AdaptiveKv
 from tapwb.execution.scoring import tokenize
 from tapwb.metrics.quality import kl_nats, nll_nats
+from tapwb.models.cache_rules import cache_arguments
 from tapwb.models.load import load_model
 
 REFERENCE = "16"
@@ -161,7 +162,7 @@ def _run_window(
         targets = ids[0, start + 1 : start + PAGE_TOKENS + 1]
         reference = None
         for cache, line in zip(caches, lines, strict=True):
-            logits = model(page, past_key_values=cache, use_cache=True).logits[0, : len(targets)].float()
+            logits = model(page, **cache_arguments(model, cache, page.shape[1])).logits[0, : len(targets)].float()
             reference = logits if reference is None else reference
             line.nll.append(nll_nats(logits, targets).double().cpu().numpy())
             line.kl.append(kl_nats(reference, logits).double().cpu().numpy())

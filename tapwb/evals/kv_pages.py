@@ -11,6 +11,7 @@ from tapwb.evals.kv_bench import spread_windows
 from tapwb.execution.kv_cache import PAGE_TOKENS, SINK_TOKENS, TapCache, cache_bytes
 from tapwb.execution.kv_plan import attention_of, make_cache
 from tapwb.execution.scoring import tokenize
+from tapwb.models.cache_rules import cache_arguments
 from tapwb.models.load import load_model
 
 
@@ -106,7 +107,8 @@ def picture_cache(model_id: str, text: str, kv: str, *, context: int, progress: 
     progress.stage("read the text", total=len(starts), unit="page")
     with attention_of(handle.model, cache):
         for start in starts:
-            handle.model(ids[:, start : start + PAGE_TOKENS], past_key_values=cache, use_cache=True)
+            part = ids[:, start : start + PAGE_TOKENS]
+            handle.model(part, **cache_arguments(handle.model, cache, part.shape[1]))
             progress.advance()
     layers = cache.own_layers if isinstance(cache, TapCache) else []
     return CachePicture(

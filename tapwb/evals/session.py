@@ -17,6 +17,7 @@ from tapwb.engine.routing import routing_for
 from tapwb.execution.activations import ActivationUse
 from tapwb.execution.bits import RowRouter
 from tapwb.execution.kv_plan import attention_of, make_cache, plans_by_scores
+from tapwb.models.cache_rules import cache_arguments
 
 if TYPE_CHECKING:
     from tapwb.models.info import LoadedModel
@@ -177,6 +178,7 @@ class ComparisonSession:
             for start in range(0, token_ids.shape[1], 64):
                 chunk = slice(start, start + 64)
                 with context.use(bits[..., chunk] if isinstance(bits, Tensor) else bits):
-                    out = model(token_ids[:, chunk], past_key_values=cache, use_cache=True)
+                    part = token_ids[:, chunk]
+                    out = model(part, **cache_arguments(model, cache, part.shape[1]))
                 parts.append(out.logits[0].float())
         return torch.cat(parts)

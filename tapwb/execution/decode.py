@@ -23,9 +23,11 @@ from tapwb.execution.native_step import NativeStepper, stepper_for
 from tapwb.execution.nest import NestedModel
 from tapwb.execution.router import Routing
 from tapwb.execution.sampling import Sampler, Sampling
+from tapwb.execution.state.mixers.replace import replace_mixers
 from tapwb.execution.streaming import TextStream
 from tapwb.execution.trace import TokenEvent, Trace
 from tapwb.importance.signal import entropy_nats
+from tapwb.models.cache_rules import cache_arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ def decode(
     """Run a prompt through the model and generate an answer.
 
     Args:
-        model: The causal language model.
+        model: The causal language model. Recurrent layers of transformers are replaced by ours, which caches of ours
+            need.
         tokenizer: Its tokenizer.
         token_ids: The prompt, shape (1, token).
         settings: What to generate.
@@ -108,6 +111,7 @@ def decode(
         PromptTooLong: If prompt and answer exceed the context.
     """
     check_prompt(token_ids.shape[1], settings)
+    replace_mixers(model)
     run, answer = _Run(model, nested, cache, routing), _Answer()
     sampler, stream = Sampler(settings.sampling), TextStream(tokenizer)
     if nested is not None and token_ids.device.type == "cpu":
@@ -250,7 +254,7 @@ class _Run:
 
     def forward(self, token_ids: Tensor, bits: Bits) -> Tensor:
         """Logits after the last token, shape (vocabulary,)."""
-        options = {"past_key_values": self._cache, "use_cache": True, "logits_to_keep": 1}
+        options = cache_arguments(self._model, self._cache, token_ids.numel()) | {"logits_to_keep": 1}
         if self._nested is None:
             self.weight_bytes_read += self._dense_bytes
             return self._model(token_ids, **options).logits[0, -1]  # type: ignore[no-any-return]

@@ -1,16 +1,24 @@
 """A key/value cache whose tokens have their own precision; a ``transformers`` cache.
 
-Its layers are :mod:`tapwb.execution.kv_layer`. Attention reads dequantized pages, or packed ones inside
+Its layers are :mod:`tapwb.execution.kv_layer`, and :mod:`tapwb.execution.state.mixers.cache_layer` where a layer keeps
+a state instead of keys and values, or beside them. Attention reads dequantized pages, or packed ones inside
 :func:`tapwb.execution.kv_attention.reading_pages`; only there an adaptive cache sees which tokens are read. Layers with
-a sliding window keep transformers' own sliding cache, as they never hold an old token; the same goes for recurrent
-layers. :func:`tapwb.execution.kv_plan.cache_notes` says so to a user.
+a sliding window keep transformers' own sliding cache, as they never hold an old token.
+:func:`tapwb.execution.kv_plan.cache_notes` says so to a user.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
 
 from tapwb.execution.kv_layer import (
     PAGE_TOKENS,
@@ -21,6 +29,8 @@ from tapwb.execution.kv_layer import (
     dense_bytes,
 )
 from tapwb.execution.kv_received import AdaptiveKv, ReceivedAttention
+from tapwb.execution.state.mixers.cache_layer import MakeMemory, StateAndAttentionLayer, StateLayer, plain_memory
+from tapwb.models.state_layers import state_only_layers
 
 __all__ = ["PAGE_TOKENS", "SINK_TOKENS", "WINDOW_TOKENS", "TapCache", "TapCacheLayer", "TokenBits", "cache_bytes"]
 
@@ -34,6 +44,7 @@ class TapCache(Cache):
         default_bits: Bits of tokens beyond ``bits`` when that is a tensor.
         window_tokens: Recent tokens at 16 bits.
         adaptive: Seal at 8 bits and downgrade by received attention; ``bits`` is then not used.
+        memory: Makes the memory of a recurrent layer; at fp32 by default.
 
     Raises:
         UsageError: If a width is not one of 2, 3, 4 and 8.
@@ -47,16 +58,23 @@ class TapCache(Cache):
         default_bits: int = 8,
         window_tokens: int = WINDOW_TOKENS,
         adaptive: AdaptiveKv | None = None,
+        memory: MakeMemory = plain_memory,
     ) -> None:
         planned = None if isinstance(bits, int) or adaptive else bits
         self.adaptive, self.window_tokens = adaptive, window_tokens
         self.token_bits = TokenBits(8 if adaptive else bits if isinstance(bits, int) else default_bits, planned)
         text_config = config.get_text_config(decoder=True)
+        recurrent = state_only_layers(text_config)
         layers = []
-        for layer in DynamicCache(config=config).layers:
-            if type(layer) is DynamicLayer:
-                received = ReceivedAttention() if adaptive else None
-                layer = TapCacheLayer(self.token_bits, window_tokens, text_config, received)
+        for index, layer in enumerate(DynamicCache(config=config).layers):
+            received = ReceivedAttention() if adaptive else None
+            options = (self.token_bits, window_tokens, text_config, received)
+            if type(layer) is LinearAttentionLayer or index in recurrent:
+                layer = StateLayer(memory(index))
+            elif type(layer) is LinearAttentionAndFullAttentionLayer:
+                layer = StateAndAttentionLayer(memory(index), *options)
+            elif type(layer) is DynamicLayer:
+                layer = TapCacheLayer(*options)
             layers.append(layer)
         super().__init__(layers=layers)
         self._settled_pages = 0
@@ -65,6 +83,54 @@ class TapCache(Cache):
     def own_layers(self) -> list[TapCacheLayer]:
         """The layers whose tokens have their own precision."""
         return [layer for layer in self.layers if isinstance(layer, TapCacheLayer)]
+
+    @property
+    def state_layers(self) -> list[StateLayer]:
+        """The layers that keep a state."""
+        return [layer for layer in self.layers if isinstance(layer, StateLayer)]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens that were read, also where no layer attends."""
+        states = self.state_layers
+        if not states or states[0].is_borrowed or any(isinstance(layer, CacheLayerMixin) for layer in self.layers):
+            return int(super().get_seq_length(layer_idx))
+        return states[0].n_tokens
+
+    def count(self, n_tokens: int) -> None:
+        """Models of ours tell how many tokens a pass has; here the layers count them."""
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the newest tokens in all layers, or in none.
+
+        Args:
+            tokens_to_remove: How many, negative by transformers' convention.
+
+        Raises:
+            ExecutionError: If a layer cannot be taken back so far.
+        """
+        for layer in self.state_layers:
+            layer.check_crop(abs(tokens_to_remove))
+        super().crop(tokens_to_remove)
+
+    def snapshot(self) -> object:
+        """A mark to go back to, however far: states are kept as they are, keys and values only counted."""
+        return self.get_seq_length(), [layer.snapshot() for layer in self.state_layers]
+
+    def restore(self, mark: Any) -> None:
+        """Go back to a :meth:`snapshot` of this cache.
+
+        Raises:
+            ExecutionError: If tokens were sealed since.
+        """
+        length, states = mark
+        n_newer = self.get_seq_length() - length
+        for layer in self.layers:
+            if isinstance(layer, TapCacheLayer):
+                TapCacheLayer.crop(layer, -n_newer)
+            elif isinstance(layer, CacheLayerMixin):
+                layer.crop(-n_newer)
+        for layer, own in zip(self.state_layers, states, strict=True):
+            layer.restore(own)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -103,6 +169,9 @@ def cache_bytes(cache: Cache) -> int:
     for layer in cache.layers:
         if isinstance(layer, TapCacheLayer):
             total += layer.nbytes()
+        if isinstance(layer, StateLayer):
+            total += sum(dense_bytes(tensor) for tensor in layer.tensors())
+        if isinstance(layer, TapCacheLayer | StateLayer):
             continue
         for name in ("keys", "values", "conv_states", "recurrent_states"):
             held = getattr(layer, name, None)

@@ -13,6 +13,8 @@ from tapwb.execution.kv_layer import NEVER_SEALED
 from tapwb.execution.kv_page import KV_LEVELS
 from tapwb.execution.kv_received import AdaptiveKv
 from tapwb.execution.prompt_attention import rounding_prompts
+from tapwb.execution.state.default import DEFAULT_CODEC, WRITE_EVERY
+from tapwb.execution.state.mixers.choice import is_small, small_memory
 from tapwb.plan.budget import budget_plan
 
 _HELP = "Write 16, 8, 4, 3, 2, adaptive:MEAN or adaptive:MEAN:received with a mean from 2 to 8, for example adaptive:4."
@@ -42,7 +44,7 @@ def make_cache(config: Any, kv: str | int, scores: Tensor | None = None) -> Cach
     if text == "16":
         return TapCache(config, window_tokens=NEVER_SEALED)
     if text.isdigit() and int(text) in KV_LEVELS:
-        return TapCache(config, int(text))
+        return TapCache(config, int(text), memory=small_memory(config))
     kind, _, rest = text.partition(":")
     mean, _, signal = rest.partition(":")
     if kind != "adaptive" or signal not in ("", RECEIVED):
@@ -54,7 +56,7 @@ def make_cache(config: Any, kv: str | int, scores: Tensor | None = None) -> Cach
         raise UsageError(f"{text!r} needs the scores of a prompt. Write 16, 8, 4, 3, 2 or adaptive:MEAN:received.")
     plan = budget_plan(scores, KV_LEVELS, mean_bits)
     default = max(level for level in KV_LEVELS if level <= mean_bits)
-    return TapCache(config, plan.bits[0], default_bits=default)
+    return TapCache(config, plan.bits[0], default_bits=default, memory=small_memory(config))
 
 
 def adaptive_cache(config: Any, adaptive: AdaptiveKv) -> TapCache:
@@ -64,7 +66,7 @@ def adaptive_cache(config: Any, adaptive: AdaptiveKv) -> TapCache:
         config: Configuration of the model.
         adaptive: How tokens are downgraded.
     """
-    return TapCache(config, adaptive=adaptive, window_tokens=PAGE_TOKENS)
+    return TapCache(config, adaptive=adaptive, window_tokens=PAGE_TOKENS, memory=small_memory(config))
 
 
 def attention_of(model: Any, cache: Any) -> AbstractContextManager[None]:
@@ -77,7 +79,8 @@ def attention_of(model: Any, cache: Any) -> AbstractContextManager[None]:
     Raises:
         ExecutionError: On entering, if the model's attention cannot be replaced.
     """
-    return reading_pages(model) if isinstance(cache, TapCache) and cache.adaptive else rounding_prompts(model)
+    is_watched = isinstance(cache, TapCache) and cache.adaptive and cache.own_layers  # no layer may attend at all
+    return reading_pages(model) if is_watched else rounding_prompts(model)
 
 
 def cache_notes(cache: Cache) -> tuple[str, ...]:
@@ -88,9 +91,9 @@ def cache_notes(cache: Cache) -> tuple[str, ...]:
     windows = [
         getattr(layer, "sliding_window", None)
         for layer in cache.layers
-        if not isinstance(layer, TapCacheLayer) and layer.is_sliding
+        if not isinstance(layer, TapCacheLayer) and getattr(layer, "is_sliding", False)
     ]
-    others = sum(not isinstance(layer, TapCacheLayer) and not layer.is_sliding for layer in cache.layers)
+    states = cache.state_layers
     notes = []
     if windows:
         sizes = " or ".join(str(size) for size in sorted({size for size in windows if size is not None}))
@@ -98,8 +101,12 @@ def cache_notes(cache: Cache) -> tuple[str, ...]:
             f"{len(windows)} of {n_layers} layers see a sliding window of {sizes or 'recent'} tokens: they are never "
             "quantized, whatever bits the cache has."
         )
-    if others:
-        notes.append(f"{others} of {n_layers} layers keep a state instead of keys and values: it stays as it is.")
+    if states:
+        beside = "beside" if any(isinstance(layer, TapCacheLayer) for layer in states) else "instead of"
+        n_small = sum(is_small(layer.memory) for layer in states)
+        small = f"in {n_small} of them it is stored as {DEFAULT_CODEC} once in {WRITE_EVERY} tokens, else at fp32"
+        kept = small if n_small else "it stays at fp32"
+        notes.append(f"{len(states)} of {n_layers} layers keep a state {beside} keys and values: {kept}.")
     return tuple(notes)
 
 

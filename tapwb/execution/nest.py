@@ -3,7 +3,8 @@
 Every linear layer, fused mixture of experts, the embedding and the head are replaced by layers that hold packed planes.
 The replacement is one matrix at a time, so that the peak is one model plus one matrix, and afterwards no floating-point
 copy of a quantized weight is alive. On a model whose weights are still on the ``meta`` device the same walk builds the
-empty layers a packed checkpoint is loaded into.
+empty layers a packed checkpoint is loaded into. Recurrent layers are replaced around their matrices
+(:mod:`tapwb.execution.state.mixers`): transformers' own ask matrices for their weights, and lose states.
 """
 
 import re
@@ -21,12 +22,16 @@ from tapwb.execution.bits import BitsContext
 from tapwb.execution.level_correction import LevelCorrection
 from tapwb.execution.linear import NestedEmbedding, TiedHead, TokenAdaptiveExperts, TokenAdaptiveLinear
 from tapwb.execution.packed import PackedWeight
+from tapwb.execution.state.mixers.own_blocks import rename_blocks
+from tapwb.execution.state.mixers.replace import replace_mixers
 from tapwb.quant.calibration import LEVELS as CALIBRATED_LEVELS
 from tapwb.quant.calibration import CalibratedCells
 from tapwb.quant.nested import NestedLayout, quantize_nested
 
 #: Embedding and head are always read at 8 bits: one plane, nothing to unpack.
 TABLE_LAYOUT = NestedLayout.named("8")
+#: Models of transformers that ask their head's weight for its type, and only for that.
+_ASK_HEAD_FOR_TYPE = ("MambaForCausalLM", "FalconMambaForCausalLM", "Mamba2ForCausalLM")
 _PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -121,6 +126,8 @@ def nest_model(
         UnsupportedModel: If the model holds no linear layer this program can replace, or is quantized already.
     """
     _refuse_codes(model)
+    replace_mixers(model)
+    rename_blocks(model)
     config = model.config.get_text_config()
     size = group_size or default_group_size(config.hidden_size)
     context = BitsContext(top_level=layout.levels[-1])
@@ -276,9 +283,10 @@ class _Walk:
         self._put(names[id(embedding)], table)
         if head is None:
             return
+        new: nn.Module
         bias = None if getattr(head, "bias", None) is None else head.bias.detach()
         if tied:
-            self._put(names[id(head)], TiedHead(table, bias, correction))
+            new = TiedHead(table, bias, correction)
             # Nothing is left to tie: the head has no tensor of its own (see TiedHead).
             self.model.all_tied_weights_keys = {}
             self.model._tied_weights_keys = {}
@@ -287,7 +295,9 @@ class _Walk:
             self.model.config.get_text_config().tie_word_embeddings = False
             packed = self._pack("head", head.weight, TABLE_LAYOUT)
             new = TokenAdaptiveLinear(packed, bias, self.context, fixed_bits=8, correction=correction)
-            self._put(names[id(head)], new)
+        if type(self.model).__name__ in _ASK_HEAD_FOR_TYPE:
+            new.weight = torch.empty(0, dtype=head.weight.dtype)  # no parameter: it is neither saved nor counted
+        self._put(names[id(head)], new)
 
     def _pack(self, name: str, weight: Tensor, layout: NestedLayout | None = None) -> PackedWeight:
         rows, cols = weight.shape

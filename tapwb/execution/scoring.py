@@ -65,7 +65,7 @@ def collect_facts(
             f"the text has {token_ids.shape[1]} tokens but the model's context is {limit}. Use a shorter text."
         )
     wanted = set(needs)
-    high = wanted & {"logits", "hidden_norms", "attention_received", "gradient_x_input"}
+    high = wanted & {"logits", "hidden_norms", "attention_received", "gradient_x_input", "state_write"}
     progress.stage("score tokens", total=bool(high) + ("low_logits" in wanted), unit="pass")
     captured, low_logits = None, None
     if high:
@@ -76,6 +76,7 @@ def collect_facts(
             hidden_norms="hidden_norms" in high,
             attention="attention_received" in high,
             gradients="gradient_x_input" in high,
+            state_write="state_write" in high,
         )
         progress.advance()
     if "low_logits" in wanted:
@@ -95,7 +96,7 @@ def collect_facts(
         hidden_norms=captured.hidden_norms if captured else None,
         attention_received=captured.attention_received if captured else None,
         gradient_x_input=captured.gradient_x_input if captured else None,
-        state_write=None,
+        state_write=captured.state_write if captured else None,
     )
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from tapwb.core.errors import ExecutionError
 from tapwb.execution.bits import Bits
 from tapwb.execution.nest import NestedModel
+from tapwb.execution.state.mixers.replace import replace_mixers
+from tapwb.models.cache_rules import cache_arguments
 
 
 class Stepper(Protocol):
@@ -44,12 +46,13 @@ class TorchStepper:
     """The model as PyTorch runs it, with a transformers cache.
 
     Args:
-        model: The causal language model.
+        model: The causal language model. Recurrent layers of transformers are replaced by ours.
         cache: A transformers cache; tokens it holds already count.
         nested: Handle of the nested weights, or ``None`` to run the model as it was loaded.
     """
 
     def __init__(self, model: Any, cache: Any, nested: NestedModel | None = None) -> None:
+        replace_mixers(model)
         self._model, self._cache, self._nested = model, cache, nested
 
     @property
@@ -62,7 +65,7 @@ class TorchStepper:
     ) -> Float[Tensor, "token vocabulary"]:
         """See :meth:`Stepper.advance`; all logits come."""
         token_ids = token_ids.to(self._model.device)
-        options = {"past_key_values": self._cache, "use_cache": True}
+        options = cache_arguments(self._model, self._cache, token_ids.numel())
         with torch.inference_mode():
             if self._nested is None:
                 return self._model(token_ids[None], **options).logits[0]  # type: ignore[no-any-return]

@@ -162,7 +162,8 @@ def _fitted(lengths: NDArray[Any], costs: FloatArray) -> FloatArray:
             least[is_better] = loss[is_better]
             best[is_better] = 0
             best[np.ix_(is_better, terms)] = found[is_better]
-    return best / scale
+    fitted: FloatArray = best / scale
+    return fitted
 
 
 def _last_crossing(difference: FloatArray) -> float:
@@ -173,6 +174,4 @@ def _last_crossing(difference: FloatArray) -> float:
     if c == 0:
         return 0.0 if a >= 0 else -a / b if b > 0 else float("inf")
     inside = b * b - 4 * a * c
-    if inside < 0:
-        return 0.0
-    return max(0.0, (-b + inside**0.5) / (2 * c))
+    return 0.0 if inside < 0 else max(0.0, (-b + float(np.sqrt(inside))) / (2 * c))

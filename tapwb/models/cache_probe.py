@@ -33,7 +33,8 @@ def probe_memory(model: "PreTrainedModel") -> SequenceMemory | Unavailable:
             output = model(input_ids=token_ids, use_cache=True)
     except _PROBE_ERRORS as error:
         return Unavailable(f"a forward pass without memory failed: {str(error).splitlines()[0][:120]}")
-    cache: Any = getattr(output, "past_key_values", None) or getattr(output, "cache_params", None)
+    named = (output.get(name) for name in ("cache", "past_key_values", "cache_params"))
+    cache: Any = next((cache for cache in named if cache is not None), None)
     if not hasattr(cache, "layers"):
         return Unavailable("the model returned no cache made of layers")
     caches: list[CacheSpec] = []

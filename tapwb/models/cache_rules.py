@@ -1,13 +1,20 @@
-"""What attention layers keep, by the conventions that most configurations share."""
+"""What layers keep, by the conventions that most configurations share, and how a model is handed a cache."""
 
+import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from tapwb.models.anatomy_records import CacheSpec, StateSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+#: What models call the cache they are given; a name that a model does not know is swallowed without a word.
+_CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
+#: Families that count positions from zero in every pass unless they are told (transformers 5.24).
+_FORGETS_POSITIONS = frozenset({"bamba"})
 SLIDING_TYPES = frozenset({"sliding_attention", "hybrid_sliding", "reference_sliding_attention", "local_attention"})
 ATTENTION_TYPES = SLIDING_TYPES | {"full_attention", "chunked_attention", "attention", "hybrid"}
 
@@ -88,3 +95,20 @@ def mamba2_states(
         StateSpec(layer, "short_conv", (channels, kernel), dtype_bytes=2),
         StateSpec(layer, "mamba2", (heads, dim, size)),
     )
+
+
+def cache_arguments(model: Any, cache: Any, n_tokens: int) -> dict[str, Any]:
+    """The arguments with which a model goes on where a cache ends.
+
+    Args:
+        model: A causal language model.
+        cache: A transformers cache; holds what was read so far.
+        n_tokens: Tokens of the pass.
+    """
+    known = inspect.signature(model.forward).parameters
+    name = next((name for name in _CACHE_NAMES if name in known), "past_key_values")
+    arguments: dict[str, Any] = {name: cache, "use_cache": True}
+    if model.config.model_type in _FORGETS_POSITIONS and cache is not None:
+        start = cache.get_seq_length()
+        arguments["position_ids"] = torch.arange(start, start + n_tokens, device=model.device)[None]
+    return arguments

@@ -1,7 +1,7 @@
 """Run a model once and keep the facts that importance signals are made of.
 
-One forward pass gives logits, hidden-state norms and received attention; a second one with gradients gives gradient
-x input. Nothing of the model is changed: hooks live for the call, and its attention is only watched
+One forward pass gives logits, hidden-state norms, received attention and state writes; a second one with gradients
+gives gradient x input. Nothing of the model is changed: hooks live for the call, and its attention is only watched
 (:mod:`tapwb.models.attention_probe`).
 """
 
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from tapwb.core.errors import EmptyPrompt, PromptTooLong, UnsupportedModel, UsageError
 from tapwb.models.attention_probe import AttentionProbe, choose_probe_rows
+from tapwb.models.cache_rules import cache_arguments
+from tapwb.models.state_write import watching_states
 from tapwb.models.watch import watch_layers, watch_probabilities
 
 if TYPE_CHECKING:
@@ -33,12 +35,15 @@ class Captured:
             pays to it. Also ``None`` if the model has no attention. Padding received 0, and pads do not pay.
         gradient_x_input: L2 norm over the hidden size of (gradient of the summed negative log-likelihood with
             respect to the token's embedding) * (its embedding), in nats.
+        state_write: How much a token writes into the recurrent states, relative to the mean of the text, mean over
+            layers (:mod:`tapwb.models.state_write`). Also ``None`` if the model has no recurrent state.
     """
 
     logits: Float[Tensor, "batch token vocab"] | None = None
     hidden_norms: Float[Tensor, "layer batch token"] | None = None
     attention_received: Float[Tensor, "batch token"] | None = None
     gradient_x_input: Float[Tensor, "batch token"] | None = None
+    state_write: Float[Tensor, "batch token"] | None = None
 
 
 def capture(
@@ -50,6 +55,7 @@ def capture(
     attention: bool = False,
     probe_rows: int | None = None,
     gradients: bool = False,
+    state_write: bool = False,
     attention_mask: Int[Tensor, "batch token"] | None = None,
 ) -> Captured:
     """Run ``model`` on ``token_ids`` and keep what is asked for.
@@ -63,21 +69,23 @@ def capture(
         probe_rows: Number of probe rows; ``None`` is a tenth of the text, at least 8; see
             :func:`tapwb.models.attention_probe.choose_probe_rows`.
         gradients: Run a second pass for gradient x input (about three times the cost of the first).
+        state_write: Measure what every token writes into recurrent states.
         attention_mask: 1 for real tokens, 0 for padding.
 
     Raises:
         EmptyPrompt: If there is no token.
         PromptTooLong: If there are more tokens than the model has positions.
-        UnsupportedModel: If gradients are wanted of 4-bit weights that bitsandbytes has repacked.
+        UnsupportedModel: If gradients are wanted of 4-bit weights that bitsandbytes has repacked, or state writes of
+            recurrent layers that are transformers' own.
         UsageError: If ``token_ids`` is not (batch, token), or ``probe_rows`` is not positive.
     """
     _check_input(model, token_ids, probe_rows)
     token_ids = token_ids.to(_input_device(model))
     mask = None if attention_mask is None else attention_mask.to(token_ids.device)
     kept: dict[str, Tensor | None] = {}
-    if logits or hidden_norms or attention:
+    if logits or hidden_norms or attention or state_write:
         with torch.no_grad():
-            kept |= _one_pass(model, token_ids, mask, logits, hidden_norms, attention, probe_rows)
+            kept |= _one_pass(model, token_ids, mask, logits, hidden_norms, attention, probe_rows, state_write)
     if gradients:
         kept["gradient_x_input"] = _gradient_x_input(model, token_ids, mask)
     return Captured(**kept)
@@ -91,9 +99,11 @@ def _one_pass(
     hidden_norms: bool,
     attention: bool,
     probe_rows: int | None,
+    state_write: bool,
 ) -> dict[str, Tensor | None]:
     norms: list[Tensor] = []
-    probe = None
+    probe = writes = None
+    memory: dict[str, Any] = {"use_cache": False}
     with ExitStack() as stack:
         stack.enter_context(_not_repacked(model))
         if hidden_norms:
@@ -104,13 +114,17 @@ def _one_pass(
             stack.enter_context(_watchable_attention(model))
             stack.enter_context(watch_probabilities(model, probe.add_probabilities))
             stack.enter_context(probe)
+        if state_write:
+            cache, writes = stack.enter_context(watching_states(model))
+            memory = cache_arguments(model, cache, token_ids.shape[1])
         # Without logits one position is enough, and saves the largest matrix of the pass.
         only_last = {} if logits else {"logits_to_keep": 1}
-        output = model(input_ids=token_ids, attention_mask=mask, use_cache=False, **only_last)
+        output = model(input_ids=token_ids, attention_mask=mask, **memory, **only_last)
     return {
         "logits": output.logits.float().cpu() if logits else None,
         "hidden_norms": torch.stack(norms) if hidden_norms else None,
         "attention_received": probe.received() if probe is not None else None,
+        "state_write": None if writes is None else writes.mean(),
     }
 
 

@@ -37,7 +37,7 @@ def load_model(
     """Load a causal language model and its tokenizer.
 
     Args:
-        model_id: Catalog name, folder, GGUF file, or Hugging Face id.
+        model_id: Catalog name, folder, GGUF or rwkv.cpp file, or Hugging Face id.
         dtype: ``"bfloat16"``, ``"float16"``, ``"float32"``, or ``"stored"`` for the file's own: its weights are then
             mapped and not copied.
         device: Torch device; ``None`` follows ``TAPWB_DEVICE``, and CUDA where there is one.
@@ -127,6 +127,9 @@ def _read_weights(resolved: ResolvedModel, dtype: str, options: dict[str, Any]) 
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    from tapwb.models.own_models import register_own_models
+
+    register_own_models()
     try:
         with without_progress_bars():
             model, report = AutoModelForCausalLM.from_pretrained(

@@ -1,4 +1,4 @@
-"""From a name to a folder on this disk: catalog name, folder, GGUF file, or Hugging Face id.
+"""From a name to a folder on this disk: catalog name, folder, GGUF or rwkv.cpp file, or Hugging Face id.
 
 Nothing here puts weights into memory. Downloads and conversions happen once; afterwards the answer is a look-up.
 """
@@ -35,7 +35,7 @@ def resolve_model(
     """Find ``model_id``, downloading and converting it if that has not been done yet.
 
     Args:
-        model_id: Catalog name, folder with ``config.json``, GGUF file, or Hugging Face id.
+        model_id: Catalog name, folder with ``config.json``, GGUF or rwkv.cpp file, or Hugging Face id.
         revision: Branch, tag or commit on the hub.
         allow_pickle: Accept pickle weights (read with ``weights_only=True``).
         trust_remote_code: Accept Python code that comes with the model.
@@ -56,7 +56,7 @@ def resolve_model(
     if path.is_dir():
         return _from_folder(name, path.resolve(), consent, progress)
     if path.is_file():
-        return _from_gguf(name, path.resolve(), progress)
+        return _from_file(name, path.resolve(), progress)
     if path.suffix == ".gguf" or name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
         raise ModelNotFound(f"there is no folder or file {name!r}. {_known(name)}")
     return _from_hub(name, name, revision, consent, progress)
@@ -148,6 +148,12 @@ def _from_data(entry: CatalogEntry, weights_sha256: str, progress: Progress) -> 
     return ResolvedModel(folder, info)
 
 
+def _from_file(name: str, path: Path, progress: Progress) -> ResolvedModel:
+    from tapwb.models.rwkv_file import is_rwkv_file
+
+    return (_from_rwkv if is_rwkv_file(path) else _from_gguf)(name, path, progress)
+
+
 def _from_gguf(name: str, path: Path, progress: Progress) -> ResolvedModel:
     """Convert once into the cache, keyed by the checksum of the file."""
     from tapwb.models.gguf_convert import convert_gguf, needed_bytes
@@ -155,7 +161,8 @@ def _from_gguf(name: str, path: Path, progress: Progress) -> ResolvedModel:
 
     if path.suffix != ".gguf":
         raise UnsupportedModel(
-            f"{path.name} is a file of an unknown kind. Give a .gguf file, or the folder that holds config.json."
+            f"{path.name} is a file of an unknown kind. Give a .gguf file, a file of rwkv.cpp, or the folder that "
+            "holds config.json."
         )
     gguf_file = open_gguf(path)
     checksum = file_sha256(path, progress)
@@ -173,6 +180,29 @@ def _from_gguf(name: str, path: Path, progress: Progress) -> ResolvedModel:
         }
 
     ensure_folder(folder, build, needed_bytes=needed_bytes(gguf_file), progress=progress)
+    return _from_manifest(name, folder)
+
+
+def _from_rwkv(name: str, path: Path, progress: Progress) -> ResolvedModel:
+    """Convert once into the cache, keyed by the checksums of the file and of the tokenizer beside it."""
+    from tapwb.models.rwkv.folder import convert_rwkv
+
+    checksum, tokenizer = file_sha256(path, progress), path.with_name("tokenizer.json")
+    beside = f"-{file_sha256(tokenizer)[:8]}" if tokenizer.is_file() else ""
+    folder = cache_dir() / "models" / f"rwkv-{checksum[:16]}{beside}"
+
+    def build(scratch: Path) -> dict[str, Any]:
+        convert_rwkv(path, scratch)
+        return {
+            "title": path.stem,
+            "revision": "local",
+            "checksum_sha256": checksum,
+            "source": "rwkv",
+            "licence": "unknown",
+        }
+
+    # Weights of 16 bits are written at 32.
+    ensure_folder(folder, build, needed_bytes=2 * path.stat().st_size + 1_000_000, progress=progress)
     return _from_manifest(name, folder)
 
 
@@ -247,4 +277,4 @@ def _known(name: str) -> str:
     families = ", ".join(str(catalog[known].tiny_family) for known in catalog.names() if catalog[known].tiny_family)
     others = ", ".join(known for known in catalog.names() if not catalog[known].tiny_family)
     known = f"{others}, and tiny-random-FAMILY for {families}"
-    return f"{hint}Known names: {known}. Or give a folder, a GGUF file or a Hugging Face id."
+    return f"{hint}Known names: {known}. Or give a folder, a GGUF or rwkv.cpp file or a Hugging Face id."

@@ -104,6 +104,16 @@ class RwkvFile:
         return values
 
 
+def is_rwkv_file(path: Path) -> bool:
+    """Whether a file begins like one of rwkv.cpp.
+
+    Args:
+        path: Existing file.
+    """
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
 def open_rwkv(path: Path) -> RwkvFile:
     """Parse the table of ``path`` and check that every tensor lies inside the file.
 

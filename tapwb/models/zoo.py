@@ -2,7 +2,8 @@
 
 The embedded default sits on an old 4-bit grid, which may flatter or punish a method; these do not. A row holds the
 shape that ``tapwb train-tiny`` trains and the identity of the weights in ``data/models``. Every matrix has a multiple
-of 64 columns, so that groups of 64 are full ones. Importing this module imports no model code.
+of 64 columns, so that groups of 64 are full ones; only the step sizes of tiny-mamba come from a matrix of 12. Importing
+this module imports no model code.
 """
 
 from collections.abc import Mapping
@@ -84,6 +85,118 @@ ZOO: Mapping[str, ZooModel] = MappingProxyType(
                 size_bytes=5_327_013,
                 weights_sha256="e5bb51ad2f1866f843ed0246c40b1616250e90569179a064073bb1f98926f640",
             ),
+            ZooModel(
+                id="tiny-mamba",
+                title="Tiny Mamba, trained here",
+                model_type="mamba",
+                shape=MappingProxyType(
+                    {
+                        "hidden_size": 192,
+                        "num_hidden_layers": 4,
+                        "state_size": 16,
+                        "expand": 2,
+                        "conv_kernel": 4,
+                        "time_step_rank": 12,
+                    }
+                ),
+                n_parameters=1_203_648,
+                size_bytes=4_881_340,
+                weights_sha256="2d49f4048b310dfdf4fb59f99fd25fed5f2cf3f8b247416ac2a6c528b77be8f6",
+            ),
+            ZooModel(
+                id="tiny-mamba2",
+                title="Tiny Mamba-2, trained here",
+                model_type="mamba2",
+                shape=MappingProxyType(
+                    {
+                        "hidden_size": 192,
+                        "num_hidden_layers": 4,
+                        "state_size": 64,
+                        "expand": 2,
+                        "head_dim": 64,
+                        "num_heads": 6,
+                        "n_groups": 1,
+                        "conv_kernel": 4,
+                        "chunk_size": 64,
+                    }
+                ),
+                n_parameters=1_197_064,
+                size_bytes=4_855_620,
+                weights_sha256="7e2f4ff87189a4466b36cf6a7235dc639ba4fe6b9e3551d59b634ee38673f573",
+            ),
+            ZooModel(
+                id="tiny-retnet",
+                title="Tiny RetNet, trained here",
+                model_type="tapwb_retnet",
+                shape=MappingProxyType(
+                    {
+                        "hidden_size": 192,
+                        "num_hidden_layers": 3,
+                        "num_attention_heads": 3,
+                        "value_size": 384,
+                        "intermediate_size": 192,
+                    }
+                ),
+                n_parameters=1_414_464,
+                size_bytes=5_724_017,
+                weights_sha256="14b2ecb3c52a61b1eb51a23dd6860c7d3cf2c932bf9fcdcc5524c0f196628c8e",
+            ),
+            ZooModel(
+                id="tiny-rwkv",
+                title="Tiny RWKV-4, trained here",
+                model_type="rwkv",
+                shape=MappingProxyType(
+                    {
+                        "hidden_size": 192,
+                        "num_hidden_layers": 3,
+                        "attention_hidden_size": 192,
+                        "intermediate_size": 576,
+                        "context_length": 512,
+                        "rescale_every": 0,
+                    }
+                ),
+                n_parameters=1_420_224,
+                size_bytes=5_750_136,
+                weights_sha256="b1cc80934b5b96158f2ddd92039a35e9d3155a994e2e25922357447df26e42a1",
+            ),
+            ZooModel(
+                id="tiny-rwkv7",
+                title="Tiny RWKV-7, trained here",
+                model_type="tapwb_rwkv",
+                shape=MappingProxyType(
+                    {
+                        "version": "7",
+                        "hidden_size": 192,
+                        "num_hidden_layers": 3,
+                        "num_attention_heads": 3,
+                        "intermediate_size": 448,
+                        "ranks": {"w": 64, "a": 64, "v": 64, "g": 64},
+                    }
+                ),
+                n_parameters=1_436_928,
+                size_bytes=5_817_437,
+                weights_sha256="0acd785d03bafa28279eb10b58e29ce8e5e416ff9cbaca0676ce9d5504780138",
+            ),
+            ZooModel(
+                id="tiny-hybrid",
+                title="Tiny LFM2, trained here: short convolutions and attention",
+                model_type="lfm2",
+                shape=MappingProxyType(
+                    {
+                        "hidden_size": 192,
+                        "num_hidden_layers": 4,
+                        "intermediate_size": 256,
+                        "num_attention_heads": 3,
+                        "num_key_value_heads": 1,
+                        "layer_types": ["conv", "conv", "full_attention", "conv"],
+                        "block_auto_adjust_ff_dim": False,
+                        "conv_L_cache": 3,
+                    }
+                ),
+                n_parameters=1_330_688,
+                size_bytes=5_390_142,
+                weights_sha256="9b8f349f2b10316a73f3bd5eb3091774c0f6f46efcb63afb7d40955a65f4ec2a",
+            ),
         )
     }
 )
@@ -121,6 +234,9 @@ def zoo_config(row: ZooModel, end_token_id: int, **overrides: Any) -> "PreTraine
     """
     from transformers import AutoConfig
 
+    from tapwb.models.own_models import register_own_models
+
+    register_own_models()
     fields: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE,
         "max_position_embeddings": CONTEXT,

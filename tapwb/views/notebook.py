@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from tapwb.evals.cell_ablation import AblationSettings, AblationTable
     from tapwb.evals.kv_pages import CachePicture
     from tapwb.evals.kv_table import KvTable
+    from tapwb.evals.longdoc import LongdocTable
     from tapwb.evals.pareto import ParetoSettings
     from tapwb.evals.pareto_table import ParetoTable
     from tapwb.evals.perplexity import PerplexityTable
     from tapwb.evals.speculation_bench import SpeculationTable
+    from tapwb.evals.state_bench import StateTable
     from tapwb.execution.speculative.records import Round
     from tapwb.plan.precision_plan import PrecisionPlan
     from tapwb.views.dial import Dial
@@ -315,6 +317,30 @@ def measure_guessers(model_id: str, *, prompt_tokens: int, new_tokens: int, **se
     note_data("data/calibration", text.encode())
     with NotebookProgress() as progress:
         return measure_speculation(model_id, text, task=task, progress=progress, **settings)
+
+
+def measure_states(**settings: Any) -> "StateTable":
+    """Recurrent states at few bits, with a progress line; settings of :func:`tapwb.evals.state_bench.measure_state`."""
+    from tapwb.evals.state_bench import measure_state
+
+    with NotebookProgress() as progress:
+        return measure_state(progress=progress, **settings)
+
+
+def measure_long_documents(n_characters: int = 0, **settings: Any) -> "LongdocTable":
+    """Attention beside states on Python's own manual, with a progress line.
+
+    Args:
+        n_characters: Only the beginning of the manual; 0 takes all of it.
+        **settings: Of :class:`tapwb.evals.longdoc.LongdocSettings`.
+    """
+    from tapwb.evals.longdoc import LongdocSettings, measure_longdoc
+    from tapwb.training.zoo.text import manual_text
+
+    text = manual_text()[: n_characters or None]
+    note_data("pydoc_data.topics", text.encode())
+    with NotebookProgress() as progress:
+        return measure_longdoc(text, LongdocSettings(**settings), progress=progress)
 
 
 def ablate_cells(model_id: str, settings: "AblationSettings") -> "tuple[AblationTable, AblationTable]":

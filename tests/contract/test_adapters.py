@@ -13,7 +13,11 @@ from tapwb.models.adapters import adapters
 from tapwb.models.anatomy import ModelAnatomy, anatomy_from_config, anatomy_of_model, linear_sites, meta_model
 from tapwb.models.cache_probe import probe_memory
 from tapwb.models.cache_rules import SequenceMemory
+from tapwb.models.own_models import register_own_models
+from tapwb.models.retnet.config import RetNetConfig
+from tapwb.models.rwkv.config import TapRwkvConfig
 
+register_own_models()
 N_TOKENS = 13  # past every window below, and no multiple of anything
 BASE = {"vocab_size": 257, "hidden_size": 32, "max_position_embeddings": 64}
 DEEP = BASE | {"num_hidden_layers": 3}
@@ -27,6 +31,8 @@ LATENT = {
 SSM = {"vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8}
 MIXER = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 16}
 FALCON = {"vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+RWKV = {"vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 56}
+RANKS = {"w": 6, "a": 10, "v": 4, "g": 12}
 SLIDES = ["sliding_attention", "sliding_attention", "full_attention"]
 
 # Name: the registered model_type, or the same followed by a variant in brackets.
@@ -78,6 +84,12 @@ ADAPTED: dict[str, Callable[[], Any]] = {
     "rwkv": lambda: hf.RwkvConfig(
         vocab_size=257, hidden_size=32, num_hidden_layers=3, attention_hidden_size=32, context_length=64
     ),
+    "tapwb_retnet": lambda: RetNetConfig(
+        vocab_size=257, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, value_size=48, intermediate_size=40
+    ),
+    "tapwb_rwkv": lambda: TapRwkvConfig(**RWKV, version="7", num_attention_heads=2, ranks=RANKS),
+    "tapwb_rwkv[4]": lambda: TapRwkvConfig(**RWKV, version="4"),
+    "tapwb_rwkv[5.2]": lambda: TapRwkvConfig(**RWKV, version="5.2", num_attention_heads=4),
 }  # fmt: skip
 
 # Families without an adapter: their caches come from a forward pass without memory.
@@ -196,7 +208,8 @@ def _run(name: str, n_tokens: int) -> tuple[int, int]:
         extra["past_key_values"] = DynamicCache(config=model.config)
     with torch.no_grad():
         output = model(torch.arange(n_tokens)[None] + 3, use_cache=True, **extra)
-    cache = extra.get("past_key_values") or output.get("past_key_values") or output.get("cache_params")
+    named = (extra.get("past_key_values"), *(output.get(n) for n in ("cache", "past_key_values", "cache_params")))
+    cache = next((found for found in named if found is not None), None)
     states = list(output.get("state") or [])
     if name == "recurrent_gemma":
         names = ("conv1d_state", "recurrent_states")

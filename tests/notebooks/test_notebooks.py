@@ -30,11 +30,15 @@ SMALL_HERE = {
     },
     "03_cache_and_state": {
         "model": "tiny-random-llama", "text_characters": 1200, "lengths": [256, 512], "picture_tokens": 512,
-        "context": 512, "windows": 1,
+        "context": 512, "windows": 1, "state_steps": 64, "state_seeds": 2,
     },
     "04_speculation": {
         "model": "tiny-llama", "guessers": ["self:4", "ngram"], "depths": [2], "prompts": 2, "prompt_tokens": 8,
         "new_tokens": 16,
+    },
+    "06_long_documents": {
+        "models": ["tiny-llama", "tiny-mamba2"], "lengths": [512, 1024, 1536], "repeats": 2, "needle_distances": [64],
+        "n_needles": 2,
     },
     "ablations_cells": {
         "model": "tiny-random-llama", "bits": [4], "context": 64, "windows": 2, "calibration_windows": 2,
@@ -55,6 +59,8 @@ SAYS = {
         "shuffled:3.5",
         "quanto:4",
         "bytes of its cache, counted on tensors",
+        "int8+4, written every 16, decay mamba2",
+        "by write strength",
     ),
     "04_speculation": (
         "self:4 guesses, Tiny Llama",
@@ -63,6 +69,14 @@ SAYS = {
         "95 % interval",
         "S(500)",
         "Saved: answers of several lengths",
+    ),
+    "06_long_documents": (
+        "tiny-mamba2",
+        "from which length on",
+        "nats gained",
+        "extrapolated",
+        "claimed",
+        "95 % interval",
     ),
     "ablations_cells": ("search+feedback+gain+bias", "added last", "mixed", "KL over that of plain rounding"),
     "research_roadmap": (

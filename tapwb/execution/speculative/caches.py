@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers.cache_utils import DummyLayer, DynamicSlidingWindowLayer
 
 from tapwb.core.errors import UnsupportedModel
 from tapwb.execution import dispatch
@@ -16,7 +16,10 @@ from tapwb.execution.kv_cache import TapCache, TapCacheLayer, cache_bytes
 from tapwb.execution.kv_plan import make_cache
 from tapwb.execution.native_step import NativeStepper, stepper_for
 from tapwb.execution.nest import NestedModel
+from tapwb.execution.state.mixers.cache_layer import StateAndAttentionLayer, StateLayer
+from tapwb.execution.state.mixers.replace import replace_mixers
 from tapwb.execution.stepper import Stepper, TorchStepper
+from tapwb.models.cache_rules import cache_arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ def read_prompt(model: Any, nested: NestedModel | None, token_ids: Tensor, bits:
     """Read a prompt.
 
     Args:
-        model: The causal language model.
+        model: The causal language model. Recurrent layers of transformers, from which nothing could be taken back, are
+            replaced by ours.
         nested: Handle of its nested weights, or ``None`` to run it as it was loaded.
         token_ids: The prompt, shape (1, token).
         bits: Level of the weights.
@@ -54,8 +58,9 @@ def read_prompt(model: Any, nested: NestedModel | None, token_ids: Tensor, bits:
     Raises:
         UnsupportedModel: If a layer keeps a state from which nothing can be taken back.
     """
+    replace_mixers(model)
     cache = retractable_cache(model.config)
-    options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    options = cache_arguments(model, cache, token_ids.shape[1]) | {"logits_to_keep": 1}
     started = time.perf_counter()
     with torch.inference_mode():
         if nested is None:
@@ -81,11 +86,13 @@ def retractable_cache(config: Any) -> TapCache:
     """
     cache = make_cache(config, 16)
     for index, layer in enumerate(cache.layers):
-        if isinstance(layer, TapCacheLayer):
+        if isinstance(layer, StateAndAttentionLayer):
+            cache.layers[index] = layer = _RoundedStateLayer(layer.memory, layer.token_bits, layer.window_tokens)
+        elif isinstance(layer, TapCacheLayer):
             cache.layers[index] = _RoundedLayer(layer.token_bits, layer.window_tokens)
-        elif isinstance(layer, DynamicSlidingWindowLayer):
+        if isinstance(layer, DynamicSlidingWindowLayer | StateLayer):
             layer.activate_past_recording()
-        else:
+        elif not isinstance(layer, TapCacheLayer | DummyLayer):
             raise UnsupportedModel(
                 f"layer {index} keeps a {type(layer).__name__}, from which guessed tokens cannot be taken back. "
                 "Run this model without speculation."
@@ -106,3 +113,10 @@ class _RoundedLayer(TapCacheLayer):
             self.lazy_initialization(key_states, value_states)
         rounded = [states.to(self.dtype).to(states.dtype) for states in (key_states, value_states)]
         return super().update(*rounded, *args, **kwargs)
+
+
+class _RoundedStateLayer(_RoundedLayer, StateAndAttentionLayer):  # type: ignore[override]
+    """As :class:`_RoundedLayer`, of a layer that recurs beside."""
+
+    def __init__(self, memory: Any, *args: Any) -> None:
+        StateAndAttentionLayer.__init__(self, memory, *args)

@@ -47,9 +47,14 @@ class StateSpec:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenInputs:
-    """What a form reads, batch first; tensors named in ``PER_TOKEN`` have the token axis second."""
+    """What a form reads, batch first; tensors named in ``PER_TOKEN`` have the token axis second.
+
+    Those in ``WRITTEN`` make up what a token adds to the state, and are what may be rounded to a token's bits: their
+    errors last as long as the state. What is only read with, decays and step sizes are left alone.
+    """
 
     PER_TOKEN: ClassVar[tuple[str, ...]] = ()
+    WRITTEN: ClassVar[tuple[str, ...]] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -59,6 +64,11 @@ class TokenInputs:
     def tokens(self, start: int, stop: int) -> Self:
         """The tokens from ``start`` up to ``stop``; views, not copies."""
         return dataclasses.replace(self, **{name: getattr(self, name)[:, start:stop] for name in self.PER_TOKEN})
+
+    def then(self, later: Self) -> Self:
+        """These tokens and those that follow; what is not per token is taken from the later ones."""
+        joined = {name: torch.cat([getattr(self, name), getattr(later, name)], dim=1) for name in self.PER_TOKEN}
+        return dataclasses.replace(later, **joined)
 
     def to(self, dtype: torch.dtype) -> Self:
         """The same numbers in another type. Forms compute in fp32, the specification in fp64."""

@@ -36,6 +36,7 @@ class GatedDeltaInputs(TokenInputs):
     beta: Float[Tensor, "batch token head"]
 
     PER_TOKEN: ClassVar[tuple[str, ...]] = ("q", "k", "v", "log_decay", "beta")
+    WRITTEN: ClassVar[tuple[str, ...]] = ("k", "v")
 
 
 @dataclass(frozen=True, slots=True)

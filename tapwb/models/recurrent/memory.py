@@ -47,17 +47,42 @@ class LayerMemory(Protocol):
 
 
 class PlainMemory(LinearAttentionCacheLayerMixin):
-    """A :class:`LayerMemory` at fp32: the specification. One token goes through ``step``, more through ``chunk``."""
+    """A :class:`LayerMemory` at fp32, or fp64 for inputs of that type: the specification.
+
+    One token goes through ``step``, more through ``chunk``.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.states: dict[str, Tensor] = {}
-        self.rows: dict[str, Tensor] = {}
+        # Under transformers' names, so that whoever counts the bytes of a cache finds them.
+        self.recurrent_states: dict[str, Tensor] = {}
+        self.conv_states: dict[str, Tensor] = {}
+
+    @property
+    def states(self) -> State:
+        """The state of the form, by name; empty before the first token."""
+        return self.recurrent_states
+
+    @states.setter
+    def states(self, states: State) -> None:
+        self.recurrent_states = states
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        """The newest rows of inputs that are looked back at, by name."""
+        return self.conv_states
+
+    @rows.setter
+    def rows(self, rows: dict[str, Tensor]) -> None:
+        self.conv_states = rows
 
     def advance(self, form: RecurrentForm[Any], inputs: TokenInputs) -> Tensor:
         """See :meth:`LayerMemory.advance`."""
         first = getattr(inputs, inputs.PER_TOKEN[0])
-        state: State = self.states or form.init_state(first.shape[0], first.device)
+        state: State = self.states or {
+            name: tensor.to(torch.promote_types(first.dtype, tensor.dtype))
+            for name, tensor in form.init_state(first.shape[0], first.device).items()
+        }
         outputs, self.states = (form.step if inputs.n_tokens == 1 else form.chunk)(inputs, state)
         self.has_previous_state[0] = True
         return outputs

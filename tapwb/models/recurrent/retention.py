@@ -33,6 +33,7 @@ class RetentionInputs(TokenInputs):
     log_decay: Float[Tensor, " head"]
 
     PER_TOKEN: ClassVar[tuple[str, ...]] = ("q", "k", "v")
+    WRITTEN: ClassVar[tuple[str, ...]] = ("k", "v")
 
 
 def retnet_log_decay(heads: int) -> Float[Tensor, " head"]:

@@ -40,6 +40,7 @@ class RWKV4Inputs(TokenInputs):
     bonus: Float[Tensor, " channel"]
 
     PER_TOKEN: ClassVar[tuple[str, ...]] = ("k", "v")
+    WRITTEN: ClassVar[tuple[str, ...]] = ("v",)
 
 
 class _Sums(NamedTuple):

@@ -33,6 +33,7 @@ class RWKV5Inputs(TokenInputs):
     bonus: Float[Tensor, "head key"]
 
     PER_TOKEN: ClassVar[tuple[str, ...]] = ("r", "k", "v")
+    WRITTEN: ClassVar[tuple[str, ...]] = ("k", "v")
 
 
 @dataclass(frozen=True, slots=True)

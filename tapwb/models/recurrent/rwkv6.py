@@ -32,6 +32,7 @@ class RWKV6Inputs(TokenInputs):
     bonus: Float[Tensor, "head key"]
 
     PER_TOKEN: ClassVar[tuple[str, ...]] = ("r", "k", "v", "log_decay")
+    WRITTEN: ClassVar[tuple[str, ...]] = ("k", "v")
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ class RWKV7Inputs(TokenInputs):
     b: Float[Tensor, "batch token head key"]
 
     PER_TOKEN: ClassVar[tuple[str, ...]] = ("r", "k", "v", "log_decay", "a", "b")
+    WRITTEN: ClassVar[tuple[str, ...]] = ("k", "v")
 
 
 @dataclass(frozen=True, slots=True)

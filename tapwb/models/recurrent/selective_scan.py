@@ -39,6 +39,7 @@ class MambaInputs(TokenInputs):
     D: Float[Tensor, " channel"] | None = None
 
     PER_TOKEN: ClassVar[tuple[str, ...]] = ("x", "dt", "B", "C")
+    WRITTEN: ClassVar[tuple[str, ...]] = ("x", "B")
 
 
 @dataclass(frozen=True, slots=True)

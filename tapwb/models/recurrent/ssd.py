@@ -36,6 +36,7 @@ class SSDInputs(TokenInputs):
     D: Float[Tensor, " head"] | None = None
 
     PER_TOKEN: ClassVar[tuple[str, ...]] = ("x", "dt", "B", "C")
+    WRITTEN: ClassVar[tuple[str, ...]] = ("x", "B")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,28 +4,27 @@ Sizes come from shapes of tensors, which the file has room for, never from the h
 announce any size. Modules are made without memory and get their parameters from the file, one tensor at a time.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tapwb.core.errors import CorruptWeights, UnsupportedModel
-from tapwb.models.rwkv.model import Block, RwkvModel, RwkvSizes
-from tapwb.models.rwkv.v4 import block4
-from tapwb.models.rwkv.v5 import block5
-from tapwb.models.rwkv.v7 import block7
+from tapwb.models.rwkv.config import VERSIONS, TapRwkvConfig
+from tapwb.models.rwkv.model import RwkvForCausalLM
 from tapwb.models.rwkv_file import RwkvFile, open_rwkv
 
 # A tensor of layer 0's time mix that tells the version; the first one that is there decides.
 _MARKS = (("k_k", "7"), ("time_maa_x", "6"), ("gate.weight", "5.2"), ("ln_x.weight", "5.1"), ("time_decay", "4"))
-_BLOCKS: dict[str, Callable[[RwkvSizes, int], Block]] = {"4": block4, "5.2": block5, "7": block7}
 # Training code makes them for every layer; layer 0 never uses them.
 _IDLE = frozenset(f"blocks.0.att.v{i}" for i in range(3))
 
 
-def load_rwkv(path: Path) -> RwkvModel:
+def load_rwkv(path: Path) -> RwkvForCausalLM:
     """The model in ``path``, in float32 on the CPU.
+
+    Args:
+        path: File of rwkv.cpp.
 
     Raises:
         ModelNotFound: If there is no such file.
@@ -36,16 +35,16 @@ def load_rwkv(path: Path) -> RwkvModel:
     # Cut between two tensors, a file is well-formed; its last tensors tell, before it is taken for another version.
     for last in (f"blocks.{file.layers - 1}.ln1.weight", "ln_out.weight", "head.weight"):
         file.find(last)
-    version = rwkv_version(file)
-    sizes = rwkv_sizes(file, version)
+    config = rwkv_config(file)
     with torch.device("meta"):
-        model = RwkvModel(version, sizes, [_BLOCKS[version](sizes, layer) for layer in range(sizes.layers)])
+        model = RwkvForCausalLM(config)
     sources = {name: _source(file, name) for name, _ in model.named_parameters()}
     unused = file.tensors.keys() - sources.values() - _IDLE
     if unused:
         raise UnsupportedModel(
-            f"{path.name} holds {len(unused)} tensors that RWKV-{version} of {sizes.layers} layers does not use, among "
-            f"them {min(unused)!r}: it is a variant that would be computed wrongly. Give a model of the plain version."
+            f"{path.name} holds {len(unused)} tensors that RWKV-{config.version} of {file.layers} layers does not use, "
+            f"among them {min(unused)!r}: it is a variant that would be computed wrongly. Give a model of the plain "
+            "version."
         )
     weights = {name: _read(file, sources[name], tuple(p.shape)) for name, p in model.named_parameters()}
     model.load_state_dict(weights, assign=True)
@@ -55,29 +54,37 @@ def load_rwkv(path: Path) -> RwkvModel:
 def rwkv_version(file: RwkvFile) -> str:
     """``"4"``, ``"5.2"`` or ``"7"``: the format does not say, the names of the tensors do.
 
+    Args:
+        file: Its table.
+
     Raises:
         UnsupportedModel: If it is another version.
     """
     version = next((version for mark, version in _MARKS if f"blocks.0.att.{mark}" in file.tensors), None)
-    if version not in _BLOCKS:
+    if version not in VERSIONS:
         what = f"RWKV-{version}" if version else "a model without the time mix of any RWKV version"
         raise UnsupportedModel(f"{file.path.name} holds {what}; RWKV-4, 5.2 and 7 can be run. Give one of those.")
     return version
 
 
-def rwkv_sizes(file: RwkvFile, version: str) -> RwkvSizes:
-    """The sizes that the shapes of the first tensors tell.
+def rwkv_config(file: RwkvFile) -> TapRwkvConfig:
+    """Version, and the sizes that the shapes of the first tensors tell.
+
+    Args:
+        file: Its table.
 
     Raises:
         CorruptWeights: If they contradict the header or each other, or a tensor is missing.
+        UnsupportedModel: If it is another version.
     """
+    version = rwkv_version(file)
     vocabulary, width = _matrix(file, "emb.weight")
     if (vocabulary, width) != (file.vocabulary, file.width):
         raise CorruptWeights(
             f"the header of {file.path.name} announces {file.vocabulary} tokens of width {file.width}, its embedding "
             f"has {vocabulary} of {width}. Fetch the file again."
         )
-    heads, ranks = 1, {}
+    heads, ranks = 1, {"w": 1, "a": 1, "v": 1, "g": 1}
     if version != "4":
         heads, size = _matrix(file, f"blocks.0.att.{'r_k' if version == '7' else 'time_faaaa'}")
         if heads * size != width:
@@ -88,9 +95,18 @@ def rwkv_sizes(file: RwkvFile, version: str) -> RwkvSizes:
     if version == "7":
         # One layer has no v; a model of one layer needs no rank for it.
         of_layer = {"w": 0, "a": 0, "g": 0} | ({"v": 1} if file.layers > 1 else {})
-        ranks = {letter: _matrix(file, f"blocks.{layer}.att.{letter}1")[0] for letter, layer in of_layer.items()}
+        ranks |= {letter: _matrix(file, f"blocks.{layer}.att.{letter}1")[0] for letter, layer in of_layer.items()}
     feed_forward, _ = _matrix(file, "blocks.0.ffn.key.weight")
-    return RwkvSizes(vocabulary, width, file.layers, feed_forward, heads, ranks)
+    return TapRwkvConfig(
+        version=version,
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=file.layers,
+        intermediate_size=feed_forward,
+        num_attention_heads=heads,
+        ranks=ranks,
+        dtype="float32",
+    )
 
 
 def _matrix(file: RwkvFile, name: str) -> tuple[int, int]:

@@ -1,64 +1,30 @@
 """RWKV-4: attention as an exponentially weighted mean per channel (Peng et al. 2023, arXiv 2305.13048).
 
-With the decay ``w < 0`` and the bonus ``u`` of a channel, the time mix gives (equation 16 of the paper)::
-
-    wkv_t = (sum_{i<t} exp((t-1-i) w + k_i) v_i + exp(u + k_t) v_t) / (sum_{i<t} exp((t-1-i) w + k_i) + exp(u + k_t))
-
-Both sums are kept divided by ``exp(p)`` with ``p`` the largest exponent so far: keys are unbounded and ``exp`` of them
-is not representable.
+The mean itself is :class:`tapwb.models.recurrent.rwkv4.RWKV4`.
 """
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from tapwb.models.rwkv.model import Block, RwkvSizes, TimeMix
-
-# Exponent of an empty sum: exp of it is 0, and a finite number minus it stays finite.
-_NOTHING = -1e30
-
-
-def wkv4(
-    k: Float[Tensor, "batch token width"],
-    v: Float[Tensor, "batch token width"],
-    decay: Float[Tensor, " width"],
-    bonus: Float[Tensor, " width"],
-    state: Float[Tensor, "batch 3 width"],
-) -> tuple[Float[Tensor, "batch token width"], Float[Tensor, "batch 3 width"]]:
-    """The recurrence.
-
-    Args:
-        k: Keys (logarithms of weights).
-        v: Values.
-        decay: ``w``, negative: what a token's logarithmic weight loses per step.
-        bonus: ``u``: what the current token's gains.
-        state: Numerator, denominator and the exponent ``p`` that both are divided by.
-    """
-    above, below, exponent = state.unbind(1)
-    means = []
-    for k_t, v_t in zip(k.unbind(1), v.unbind(1), strict=True):
-        top = torch.maximum(exponent, bonus + k_t)
-        old, new = torch.exp(exponent - top), torch.exp(bonus + k_t - top)
-        means.append((old * above + new * v_t) / (old * below + new))
-        top = torch.maximum(exponent + decay, k_t)
-        old, new = torch.exp(exponent + decay - top), torch.exp(k_t - top)
-        above, below, exponent = old * above + new * v_t, old * below + new, top
-    return torch.stack(means, dim=1), torch.stack((above, below, exponent), dim=1)
-
-
-def blend(
-    x: Float[Tensor, "batch token width"], before: Float[Tensor, "batch token width"], share: Float[Tensor, " width"]
-) -> Float[Tensor, "batch token width"]:
-    """``share`` of each token and the rest of its predecessor."""
-    return x * share + before * (1 - share)
+from tapwb.models.recurrent.causal_lm import Rows, at_least_fp32
+from tapwb.models.recurrent.memory import LayerMemory
+from tapwb.models.recurrent.rwkv4 import RWKV4, RWKV4Inputs
+from tapwb.models.rwkv.block import ChannelMix, RwkvBlock, TimeMix, blend, fill, one_earlier, ramp
+from tapwb.models.rwkv.config import TapRwkvConfig
 
 
 class TimeMix4(TimeMix):
-    """``output(sigmoid(r) * wkv)`` with ``r``, ``k``, ``v`` from three blends of a token and its predecessor."""
+    """``output(sigmoid(r) * wkv)`` with ``r``, ``k``, ``v`` from three blends of a token and its predecessor.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        config: Sizes.
+    """
+
+    def __init__(self, config: TapRwkvConfig) -> None:
         super().__init__()
-        self.time_decay = nn.Parameter(torch.empty(width))  # stored as w = -exp(trained)
+        width = config.hidden_size
+        self.form = RWKV4(width)
+        self.time_decay = nn.Parameter(torch.empty(width))  # as files have it: -exp(trained)
         self.time_first = nn.Parameter(torch.empty(width))
         self.time_mix_k = nn.Parameter(torch.empty(width))
         self.time_mix_v = nn.Parameter(torch.empty(width))
@@ -68,50 +34,62 @@ class TimeMix4(TimeMix):
         self.receptance = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
-    def init_wkv(self, batch: int) -> Float[Tensor, "batch 3 width"]:
-        """No weight yet: both sums 0, their exponent as good as minus infinity."""
-        state = self.time_decay.new_zeros(batch, 3, self.time_decay.shape[0])
-        state[:, 2] = _NOTHING
-        return state
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch token width"],
-        before: Float[Tensor, "batch token width"],
-        wkv: Float[Tensor, "batch 3 width"],
-        first_value: Float[Tensor, "batch token width"] | None,
-    ) -> tuple[
-        Float[Tensor, "batch token width"], Float[Tensor, "batch 3 width"], Float[Tensor, "batch token width"] | None
-    ]:
-        """See ``TimeMix``."""
+    def forward(self, x: Rows, memory: LayerMemory, first_value: Rows | None) -> tuple[Rows, Rows | None]:
+        """See :class:`TimeMix`."""
+        before = one_earlier(memory, "time", x)
         k = self.key(blend(x, before, self.time_mix_k))
         v = self.value(blend(x, before, self.time_mix_v))
         r = torch.sigmoid(self.receptance(blend(x, before, self.time_mix_r)))
-        mean, wkv = wkv4(k, v, self.time_decay, self.time_first, wkv)
-        return self.output(r * mean), wkv, first_value
+        inputs = RWKV4Inputs(*(at_least_fp32(tensor) for tensor in (k, v, self.time_decay, self.time_first)))
+        mean = memory.advance(self.form, inputs)
+        return self.output(r * mean.to(x.dtype)), first_value
+
+    def begin(self) -> None:
+        """See :meth:`Mix.begin`; decays from slow to fast over the channels."""
+        place = ramp(self.form.channels)
+        fill(self.time_decay, -torch.exp(-5 + 8 * place ** (0.7 + 1.3 * self.depth)))
+        fill(self.time_first, -1.2)
+        shares = place ** (1 - self.depth)
+        fill(self.time_mix_k, shares)
+        fill(self.time_mix_v, (shares + 0.3 * self.depth).clamp(max=1))
+        fill(self.time_mix_r, shares.sqrt())
 
 
-class ChannelMix4(nn.Module):
-    """``sigmoid(r) * value(relu(k)^2)``: a feed-forward layer with a gate, on two blends (equations 17 to 19)."""
+class ChannelMix4(ChannelMix):
+    """``sigmoid(r) * value(relu(k)^2)``: a feed-forward layer with a gate, on two blends (equations 17 to 19).
 
-    def __init__(self, width: int, feed_forward: int) -> None:
+    Args:
+        config: Sizes.
+    """
+
+    def __init__(self, config: TapRwkvConfig) -> None:
         super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
         self.time_mix_k = nn.Parameter(torch.empty(width))
         self.time_mix_r = nn.Parameter(torch.empty(width))
-        self.key = nn.Linear(width, feed_forward, bias=False)
-        self.value = nn.Linear(feed_forward, width, bias=False)
+        self.key = nn.Linear(width, inner, bias=False)
+        self.value = nn.Linear(inner, width, bias=False)
         self.receptance = nn.Linear(width, width, bias=False)
 
-    def forward(
-        self, x: Float[Tensor, "batch token width"], before: Float[Tensor, "batch token width"]
-    ) -> Float[Tensor, "batch token width"]:
-        """Output for the normalised input and the same one token earlier."""
+    def forward(self, x: Rows, before: Rows) -> Rows:
+        """See :class:`ChannelMix`."""
         k = torch.relu(self.key(blend(x, before, self.time_mix_k))).square()
         r = torch.sigmoid(self.receptance(blend(x, before, self.time_mix_r)))
-        return r * self.value(k)
+        out: Rows = r * self.value(k)
+        return out
+
+    def begin(self) -> None:
+        """See :meth:`Mix.begin`."""
+        shares = ramp(len(self.time_mix_k)) ** (1 - self.depth)
+        fill(self.time_mix_k, shares)
+        fill(self.time_mix_r, shares)
 
 
-def block4(sizes: RwkvSizes, layer: int) -> Block:
-    """Block ``layer`` of an RWKV-4 model, with parameters that are still to be filled."""
-    mixes = TimeMix4(sizes.width), ChannelMix4(sizes.width, sizes.feed_forward)
-    return Block(sizes.width, *mixes, first=layer == 0)
+def block4(config: TapRwkvConfig, layer: int) -> RwkvBlock:
+    """Block ``layer`` of an RWKV-4 model.
+
+    Args:
+        config: Sizes.
+        layer: Its index.
+    """
+    return RwkvBlock(config, layer, TimeMix4(config), ChannelMix4(config))

@@ -1,63 +1,50 @@
 """RWKV-7, "Goose": a memory that replaces instead of only adding (Peng et al. 2025, arXiv 2503.14456).
 
-Each head keeps a matrix ``S`` from keys to values. A token lets it decay per key channel, takes out a part ``a`` of
-what is stored under its (normalised) key ``kk``, and writes its own value there; then it is read with ``r``::
-
-    S_t = diag(w_t) S_{t-1} - (a_t kk_t)^T (kk_t S_{t-1}) + k_t^T v_t
-    y_t = r_t S_t
-
-Here (key, value) is the order of the axes; the paper writes the transpose. ``w``, ``a``, the gate ``g`` and the share
-of the first layer's value come from the token by maps of low rank.
+The recurrence is :class:`tapwb.models.recurrent.rwkv7.RWKV7`. Its decay, its learning rate, the gate and the share of
+the first block's values come from the token by maps of low rank.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from tapwb.models.rwkv.model import Block, RwkvSizes, TimeMix
+from tapwb.models.recurrent.causal_lm import Rows, at_least_fp32
+from tapwb.models.recurrent.memory import LayerMemory
+from tapwb.models.recurrent.rwkv7 import RWKV7, RWKV7Inputs
+from tapwb.models.rwkv.block import ChannelMix, RwkvBlock, TimeMix, fill, norm_heads, one_earlier, ramp
+from tapwb.models.rwkv.config import TapRwkvConfig
 
-# Published models were trained with 1e-5 times the square of the head size divisor, 8.
-_GROUP_NORM_EPS = 64e-5
 # The decay is exp(-exp(-0.5) sigmoid(.)), so no channel forgets more than to 0.545 in one step.
 _STRONGEST_DECAY = -math.exp(-0.5)
 
 
-def wkv7(
-    r: Float[Tensor, "batch token head key"],
-    w: Float[Tensor, "batch token head key"],
-    k: Float[Tensor, "batch token head key"],
-    v: Float[Tensor, "batch token head value"],
-    kk: Float[Tensor, "batch token head key"],
-    a: Float[Tensor, "batch token head key"],
-    state: Float[Tensor, "batch head key value"],
-) -> tuple[Float[Tensor, "batch token head value"], Float[Tensor, "batch head key value"]]:
-    """The recurrence.
+class _Token(NamedTuple):
+    """What a time mix computes of each token, before it is split into heads."""
 
-    Args:
-        r: What is read.
-        w: Decay, in (0, 1).
-        k: Where ``v`` is written.
-        v: Values.
-        kk: Key of unit length, whose content is taken out.
-        a: How much of it, in (0, 1), per key channel.
-        state: ``S``.
-    """
-    outputs = []
-    for r_t, w_t, k_t, v_t, kk_t, a_t in zip(*(tensor.unbind(1) for tensor in (r, w, k, v, kk, a)), strict=True):
-        stored = kk_t[..., None, :] @ state
-        state = w_t[..., None] * state - (a_t * kk_t)[..., None] * stored + k_t[..., None] * v_t[..., None, :]
-        outputs.append((r_t[..., None, :] @ state).squeeze(-2))
-    return torch.stack(outputs, dim=1), state
+    r: Tensor
+    k: Tensor
+    v: Tensor
+    log_decay: Tensor
+    rate: Tensor
+    removal_key: Tensor
 
 
 class TimeMix7(TimeMix):
-    """``output((group_norm(wkv) + bonus) * g)``; the bonus is what the token reads of its own value."""
+    """``output((group_norm(wkv) + bonus) * g)``; the bonus is what the token reads of its own value.
 
-    def __init__(self, width: int, heads: int, ranks: dict[str, int], *, first: bool) -> None:
+    Args:
+        config: Sizes.
+        first: Whether it is block 0's, whose values the others mix in.
+    """
+
+    def __init__(self, config: TapRwkvConfig, *, first: bool) -> None:
         super().__init__()
+        width, heads, size, ranks = config.hidden_size, config.num_attention_heads, config.head_size, config.ranks
+        self.form = RWKV7(heads, size, size)
         self.x_rwkvag = nn.Parameter(torch.empty(6, width))  # shares of the predecessor for r, w, k, v, a, g
         self.w0 = nn.Parameter(torch.empty(width))
         self.w1 = nn.Linear(width, ranks["w"], bias=False)
@@ -65,7 +52,7 @@ class TimeMix7(TimeMix):
         self.a0 = nn.Parameter(torch.empty(width))
         self.a1 = nn.Linear(width, ranks["a"], bias=False)
         self.a2 = nn.Linear(ranks["a"], width, bias=False)
-        if not first:  # layer 0 is the one whose values the others mix in
+        if not first:
             self.v0 = nn.Parameter(torch.empty(width))
             self.v1 = nn.Linear(width, ranks["v"], bias=False)
             self.v2 = nn.Linear(ranks["v"], width, bias=False)
@@ -73,69 +60,86 @@ class TimeMix7(TimeMix):
         self.g2 = nn.Linear(ranks["g"], width, bias=False)
         self.k_k = nn.Parameter(torch.empty(width))
         self.k_a = nn.Parameter(torch.empty(width))
-        self.r_k = nn.Parameter(torch.empty(heads, width // heads))
+        self.r_k = nn.Parameter(torch.empty(heads, size))
         self.receptance = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
-        self.ln_x = nn.GroupNorm(heads, width, eps=_GROUP_NORM_EPS)
+        self.ln_x = nn.GroupNorm(heads, width, eps=config.group_norm_eps)
 
-    def init_wkv(self, batch: int) -> Float[Tensor, "batch head key value"]:
-        """Nothing written yet."""
-        heads, size = self.r_k.shape
-        return self.r_k.new_zeros(batch, heads, size, size)
+    def forward(self, x: Rows, memory: LayerMemory, first_value: Rows | None) -> tuple[Rows, Rows | None]:
+        """See :class:`TimeMix`."""
+        before = one_earlier(memory, "time", x)
+        token, gate, first_value = self._of_token(x, before - x, first_value)
+        heads = _Token(*(at_least_fp32(tensor).unflatten(-1, self.r_k.shape) for tensor in token))
+        removal_key = F.normalize(heads.removal_key, dim=-1)
+        inputs = RWKV7Inputs(heads.r, heads.k, heads.v, heads.log_decay, -removal_key, removal_key * heads.rate)
+        read = memory.advance(self.form, inputs)
+        bonus = (heads.r * heads.k * self.r_k).sum(-1, keepdim=True) * heads.v
+        return self.output((norm_heads(read, self.ln_x) + bonus.flatten(-2)).to(x.dtype) * gate), first_value
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch token width"],
-        before: Float[Tensor, "batch token width"],
-        wkv: Float[Tensor, "batch head key value"],
-        first_value: Float[Tensor, "batch token width"] | None,
-    ) -> tuple[
-        Float[Tensor, "batch token width"], Float[Tensor, "batch head key value"], Float[Tensor, "batch token width"]
-    ]:
-        """See ``TimeMix``."""
-        xr, xw, xk, xv, xa, xg = (x + (before - x) * share for share in self.x_rwkvag)
+    def _of_token(self, x: Rows, back: Rows, first_value: Rows | None) -> tuple[_Token, Rows, Rows]:
+        """What the recurrence is made of, the gate, and the first block's values.
+
+        Args:
+            x: Normalised input.
+            back: From it to the token before.
+            first_value: See :class:`TimeMix`.
+        """
+        xr, xw, xk, xv, xa, xg = (x + back * share for share in self.x_rwkvag)
         r, k, v = self.receptance(xr), self.key(xk), self.value(xv)
-        w = torch.exp(_STRONGEST_DECAY * torch.sigmoid(self.w0 + self.w2(torch.tanh(self.w1(xw)))))
-        a = torch.sigmoid(self.a0 + self.a2(self.a1(xa)))
-        g = self.g2(torch.sigmoid(self.g1(xg)))
+        log_decay = _STRONGEST_DECAY * torch.sigmoid(at_least_fp32(self.w0 + self.w2(torch.tanh(self.w1(xw)))))
+        rate = torch.sigmoid(self.a0 + self.a2(self.a1(xa)))
+        gate = self.g2(torch.sigmoid(self.g1(xg)))
         if first_value is None:
             first_value = v
         else:
             v = v + (first_value - v) * torch.sigmoid(self.v0 + self.v2(self.v1(xv)))
-        per_head = tuple(self.r_k.shape)
-        kk = F.normalize((k * self.k_k).unflatten(-1, per_head), dim=-1)
-        k = k * (1 + (a - 1) * self.k_a)
-        r, w, k, v, a = (tensor.unflatten(-1, per_head) for tensor in (r, w, k, v, a))
-        read, wkv = wkv7(r, w, k, v, kk, a, wkv)
-        # A group norm takes channels second and would average over tokens that stand behind them.
-        normed = self.ln_x(read.flatten(0, 1).flatten(1)).view_as(x)
-        bonus = (r * k * self.r_k).sum(-1, keepdim=True) * v
-        return self.output((normed + bonus.flatten(-2)) * g), wkv, first_value
+        return _Token(r, k * (1 + (rate - 1) * self.k_a), v, log_decay, rate, k * self.k_k), gate, first_value
+
+    def begin(self) -> None:
+        """See :meth:`Mix.begin`; decays from slow to fast over the channels, first values mixed in a little."""
+        place = ramp(len(self.w0))
+        # In the order of x_rwkvag: what decides on forgetting and rates looks back most.
+        powers = (0.2, 0.9, 0.7, 0.7, 0.9, 0.2)
+        fill(self.x_rwkvag, torch.stack([1 - place ** (power * (1 - self.depth)) for power in powers]))
+        fill(self.w0, -6 + 6 * place ** (0.85 + self.depth**0.5) + 0.5)
+        fill(self.a0, 0.0)
+        if hasattr(self, "v0"):
+            fill(self.v0, 1.0)
+        fill(self.k_k, 0.85)
+        fill(self.k_a, 1.0)
+        fill(self.r_k, 0.0)
 
 
-class ChannelMix7(nn.Module):
-    """``value(relu(k)^2)``: RWKV-4's without the gate."""
+class ChannelMix7(ChannelMix):
+    """``value(relu(k)^2)``: RWKV-4's without the gate.
 
-    def __init__(self, width: int, feed_forward: int) -> None:
+    Args:
+        config: Sizes.
+    """
+
+    def __init__(self, config: TapRwkvConfig) -> None:
         super().__init__()
-        self.x_k = nn.Parameter(torch.empty(width))
-        self.key = nn.Linear(width, feed_forward, bias=False)
-        self.value = nn.Linear(feed_forward, width, bias=False)
+        self.x_k = nn.Parameter(torch.empty(config.hidden_size))
+        self.key = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.value = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(
-        self, x: Float[Tensor, "batch token width"], before: Float[Tensor, "batch token width"]
-    ) -> Float[Tensor, "batch token width"]:
-        """Output for the normalised input and the same one token earlier."""
-        return self.value(torch.relu(self.key(x + (before - x) * self.x_k)).square())
+    def forward(self, x: Float[Tensor, "batch token width"], before: Rows) -> Rows:
+        """See :class:`ChannelMix`."""
+        out: Rows = self.value(torch.relu(self.key(x + (before - x) * self.x_k)).square())
+        return out
+
+    def begin(self) -> None:
+        """See :meth:`Mix.begin`."""
+        fill(self.x_k, 1 - ramp(len(self.x_k)) ** ((1 - self.depth) ** 4))
 
 
-def block7(sizes: RwkvSizes, layer: int) -> Block:
-    """Block ``layer`` of an RWKV-7 model, with parameters that are still to be filled."""
-    first = layer == 0
-    mixes = (
-        TimeMix7(sizes.width, sizes.heads, sizes.ranks, first=first),
-        ChannelMix7(sizes.width, sizes.feed_forward),
-    )
-    return Block(sizes.width, *mixes, first=first)
+def block7(config: TapRwkvConfig, layer: int) -> RwkvBlock:
+    """Block ``layer`` of an RWKV-7 model.
+
+    Args:
+        config: Sizes.
+        layer: Its index.
+    """
+    return RwkvBlock(config, layer, TimeMix7(config, first=layer == 0), ChannelMix7(config))

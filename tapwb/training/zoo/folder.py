@@ -16,7 +16,7 @@ from tapwb.core.provenance import Provenance
 from tapwb.models.checksum import file_sha256
 from tapwb.training.zoo.checkpoint import remove_checkpoint
 from tapwb.training.zoo.text import HELD_OUT_TOPICS
-from tapwb.training.zoo.train import TrainedModel
+from tapwb.training.zoo.train import TrainedModel, TrainingSettings
 
 RECORD, CARD = "training.json", "README.md"
 _PROMPTS = ("If a class defines", "The function returns", "In the morning the children")
@@ -112,6 +112,7 @@ def model_card(record: Mapping[str, Any]) -> str:
         f"| {row['step']} | {row['tokens']:,} | {row['train_loss_nats']:.3f} | {row['held_out_loss_nats']:.3f} |"
         for row in record["curve"]
     )
+    steps = f" --steps {settings['steps']}" if settings["steps"] != TrainingSettings().steps else ""
     samples = "\n\n".join(_quoted(sample["prompt"] + sample["text"]) for sample in record["samples"])
     return f"""---
 license: {record["licence"]}
@@ -125,7 +126,7 @@ project, so that there is a model whose weights were **never quantized**: they w
 {record["weights"]["dtype"]}. It is a measuring object: it writes recognisable English about Python, with many invented
 words, knows nothing, and answers no question.
 
-Made by `tapwb train-tiny {record["model"]} --folder F` with seed {settings["seed"]}.
+Made by `tapwb train-tiny {record["model"]} --folder F{steps}` with seed {settings["seed"]}.
 Licence: Apache-2.0, like the project.
 
 ## Text

@@ -86,6 +86,12 @@ def held_out_text() -> str:
     return "\n\n".join(topics[name].strip() for name in HELD_OUT_TOPICS)
 
 
+def manual_text() -> str:
+    """The whole manual of this Python, in the order of its topics: a long document that is everywhere at hand."""
+    topics = _manual()
+    return "\n\n".join(topics[name].strip() for name in sorted(topics))
+
+
 def python_corpus(own_texts: Path) -> Corpus:
     """Gather the corpus from the running Python and a folder of our own texts.
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from tapwb.core.errors import Cancelled, UsageError
 from tapwb.core.jobs import NO_PROGRESS, Progress
+from tapwb.execution.state.mixers.replace import replace_mixers
 from tapwb.models.tokenizer_bpe import train_bpe
 from tapwb.models.zoo import CONTEXT, VOCAB_SIZE, ZooModel, untrained, zoo_config
 from tapwb.training.zoo.checkpoint import load_checkpoint, save_checkpoint
@@ -130,6 +131,8 @@ def train_zoo_model(
     stream, held_out = _streams(tokenizer, corpus, settings)
     shape = {"vocab_size": len(tokenizer), "max_position_embeddings": settings.context, **overrides}
     model = untrained(zoo_config(row, tokenizer.eos_token_id, **shape), settings.seed)
+    # The same weights under the same names; transformers' own scan is a loop that takes half a minute a step.
+    replace_mixers(model)
     run = _Run(model, stream, held_out, settings, {"model": row.id, "corpus": corpus.fingerprint, **overrides})
     run.go(folder, progress)
     return TrainedModel(

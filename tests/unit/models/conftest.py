@@ -1,11 +1,15 @@
-"""Fixtures of the load side: an empty cache of one's own, and a small real GGUF file."""
+"""Fixtures of the load side: an empty cache of one's own, a small real GGUF file, small RWKV models."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+import torch
 
+from tapwb.models.rwkv.config import TapRwkvConfig
+from tapwb.models.rwkv.model import RwkvForCausalLM
 from tapwb.models.tokenizer_bytes import SPECIAL_TOKEN, _byte_letters
 
 HIDDEN, FEED_FORWARD, LAYERS, HEADS, KV_HEADS = 64, 96, 2, 4, 2
@@ -94,3 +98,27 @@ def _shapes(vocab: int, *, biased: bool) -> dict[str, tuple[int, ...]]:
 def gguf_writer():
     """The function that writes such a file, for tests that want a faulty one."""
     return write_gguf
+
+
+@pytest.fixture(scope="session")
+def tiny_rwkv() -> Callable[[str], RwkvForCausalLM]:
+    """Makes a model of a version, of two blocks with random weights."""
+    return make_tiny_rwkv
+
+
+@torch.no_grad()
+def make_tiny_rwkv(version: str) -> RwkvForCausalLM:
+    """Every parameter is random, decays within their range."""
+    config = TapRwkvConfig(
+        version, vocab_size=11, hidden_size=8, num_hidden_layers=2, intermediate_size=12,
+        num_attention_heads=1 if version == "4" else 2, ranks={"w": 3, "a": 4, "v": 2, "g": 5}, dtype="float32",
+    )  # fmt: skip
+    model = RwkvForCausalLM(config)
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in model.named_parameters():
+        parameter.normal_(0, 0.4, generator=generator)
+        if name.endswith("time_decay"):
+            parameter.copy_(-parameter.exp() if version == "4" else torch.exp(-parameter.exp()))
+        if ".ln" in name and name.endswith(".weight"):
+            parameter.add_(1)
+    return model.eval()

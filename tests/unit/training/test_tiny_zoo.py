@@ -19,6 +19,12 @@ from tapwb.training.zoo.train import TrainingSettings, train_zoo_model
 SETTINGS = TrainingSettings(steps=12, context=32, vocab_size=300, peak_rate=1e-2, warmup=3, log_every=4)
 SMALL = {"hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 64}
 SMALL |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+# Where other sizes follow from those, or from each other.
+FITTING = {
+    "tiny-mamba2": {"num_heads": 2},
+    "tiny-rwkv": {"num_hidden_layers": 2, "attention_hidden_size": 64},
+    "tiny-hybrid": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
+}
 
 
 class StopAfter:
@@ -49,7 +55,9 @@ def corpus() -> Corpus:
 
 def train(corpus, folder, settings=SETTINGS, model_id="tiny-llama", **options):
     """A short run of a narrow model."""
-    return train_zoo_model(zoo_model(model_id), corpus, folder, settings, **SMALL, **options)
+    return train_zoo_model(
+        zoo_model(model_id), corpus, folder, settings, **SMALL | FITTING.get(model_id, {}), **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +155,26 @@ def test_the_folder_loads_as_the_model_that_was_trained(corpus, trained, tmp_pat
     assert json.loads((tmp_path / "training.json").read_text(encoding="utf-8")) == record
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == model_card(record)
     assert record["held_out"]["perplexity"] == math.exp(trained.curve[-1].held_out_loss_nats)
+
+
+@pytest.mark.parametrize("model_id", [name for name in ZOO if name not in ("tiny-llama", "tiny-qwen2")])
+def test_recurrent_models_come_back_from_their_folder(corpus, tmp_path, model_id):
+    """Trained through layers of ours, stored under the names of their family, loaded by the family's own class."""
+    trained = train(corpus, tmp_path, dataclasses.replace(SETTINGS, steps=1), model_id)
+    write_model_folder(trained, tmp_path)
+    loaded, ids = load_model(tmp_path, dtype="float32").model, torch.arange(3, 40)[None]
+    assert loaded.config.model_type == zoo_model(model_id).model_type
+    with torch.no_grad():
+        expected, found = (model(ids, use_cache=False).logits for model in (trained.model, loaded))
+    assert (found - expected).norm() / expected.norm() < 1e-5
+
+
+def test_a_card_names_the_steps_where_they_are_not_the_usual_ones(trained):
+    """So that its command trains the same model."""
+    record = {**_record_like(trained), "samples": []}
+    assert "--folder F --steps 12` with seed 0" in model_card(record)
+    record["settings"] = dataclasses.asdict(TrainingSettings())
+    assert "--folder F` with seed 0" in model_card(record)
 
 
 def test_text_that_a_model_wrote_cannot_become_markdown(corpus, trained):

@@ -1,6 +1,6 @@
 """Every form of every recurrence gives the numbers of the fp64 specification, outputs and final state alike.
 
-Seed features: S1.19, S1.20, S1.21
+Seed features: S0.2, S1.19, S1.20, S1.21
 """
 
 import dataclasses

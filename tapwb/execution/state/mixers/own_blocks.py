@@ -1,0 +1,24 @@
+"""Blocks of this project's own models, which go to a memory by themselves: nesting renames them."""
+
+from torch import nn
+
+from tapwb.models.retnet.model import RetNetBlock
+
+
+class TokenAdaptiveRetNetBlock(RetNetBlock):
+    """A RetNet block whose matrices are read at each token's level: what nesting makes of a ``RetNetBlock``."""
+
+
+def rename_blocks(model: nn.Module) -> int:
+    """Give the blocks of our own models the names of token-adaptive ones.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        Blocks that were renamed.
+    """
+    blocks = [module for module in model.modules() if type(module) is RetNetBlock]
+    for block in blocks:
+        block.__class__ = TokenAdaptiveRetNetBlock
+    return len(blocks)
