@@ -54,10 +54,9 @@ class Reader:
     @property
     def kind(self) -> str:
         """``"attention"``, ``"state"`` or ``"hybrid"``: what it keeps of a text."""
-        carried = [state for state in self.anatomy.states if state.kind != "short_conv"]
         if not self.anatomy.caches:
             return "state"
-        return "hybrid" if carried or self.anatomy.states else "attention"
+        return "hybrid" if self.anatomy.states else "attention"
 
     def needed_bytes(self, n_tokens: int) -> int:
         """What cache and states will take, by the shapes alone; keys and values at 16 bits.

@@ -38,8 +38,8 @@ class Remembers(Protocol):
         """Attention caches, one per attention layer."""
 
     @property
-    def states(self) -> Sequence[object]:
-        """Recurrent states, one per recurrent layer."""
+    def carried_states(self) -> Sequence[object]:
+        """States that tokens add to, one per recurrent layer; a convolution's last inputs are none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +100,7 @@ class TokenImportanceAnalyzer:
     @classmethod
     def default_for(cls, anatomy: Remembers, seed: int = 0) -> "TokenImportanceAnalyzer":
         """The default analyzer of an architecture: with attention, recurrent, or both."""
-        if not anatomy.states:
+        if not anatomy.carried_states:
             return cls(ATTENTION_DEFAULT if anatomy.caches else PLAIN_DEFAULT, seed)
         return cls(HYBRID_DEFAULT if anatomy.caches else RECURRENT_DEFAULT, seed)
 

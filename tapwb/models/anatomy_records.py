@@ -194,6 +194,11 @@ class ModelAnatomy:
         _check_bits(bits)
         return sum(_cache_bytes(c, n_tokens, bits, expanded, full_precision_tokens) for c in self.caches)
 
+    @property
+    def carried_states(self) -> tuple[StateSpec, ...]:
+        """States that every token adds to; the last inputs of a convolution or a token shift are none."""
+        return tuple(state for state in self.states if state.kind not in ("short_conv", "rwkv_shift"))
+
     def state_bytes(self) -> int:
         """Bytes of the recurrent states of one sequence; they do not grow with the text."""
         return sum(state.nbytes for state in self.states)

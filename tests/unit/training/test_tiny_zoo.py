@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from tapwb.core.errors import Cancelled, UsageError
+from tapwb.execution.state.mixers import replace_mixers
 from tapwb.models import load_model
-from tapwb.models.zoo import ZOO, zoo_model
+from tapwb.models.zoo import ZOO, untrained, zoo_config, zoo_model
 from tapwb.training.zoo import text as zoo_text
 from tapwb.training.zoo.checkpoint import FILE
 from tapwb.training.zoo.folder import model_card, write_model_folder
 from tapwb.training.zoo.text import Corpus, held_out_text, python_corpus, write_texts
-from tapwb.training.zoo.train import TrainingSettings, train_zoo_model
+from tapwb.training.zoo.train import TrainingSettings, _loss, train_zoo_model
 
 SETTINGS = TrainingSettings(steps=12, context=32, vocab_size=300, peak_rate=1e-2, warmup=3, log_every=4)
 SMALL = {"hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 64}
@@ -155,6 +156,22 @@ def test_the_folder_loads_as_the_model_that_was_trained(corpus, trained, tmp_pat
     assert json.loads((tmp_path / "training.json").read_text(encoding="utf-8")) == record
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == model_card(record)
     assert record["held_out"]["perplexity"] == math.exp(trained.curve[-1].held_out_loss_nats)
+
+
+@pytest.mark.parametrize("model_id", ["tiny-mamba", "tiny-mamba2", "tiny-rwkv", "tiny-hybrid"])
+def test_layers_of_ours_are_trained_with_the_gradients_of_transformers_own(model_id):
+    """Of every parameter; only the time that a step takes differs."""
+    config = zoo_config(zoo_model(model_id), 0, **SMALL | FITTING.get(model_id, {}))
+    theirs, ours = untrained(config, seed=3), untrained(config, seed=3)
+    assert replace_mixers(ours) > 0
+    ids = torch.randint(0, 300, (2, 50), generator=torch.Generator().manual_seed(1))
+    losses = [_loss(model, ids) for model in (theirs, ours)]
+    for loss in losses:
+        loss.backward()
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6)
+    expected = {name: p.grad for name, p in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        assert (parameter.grad - expected[name]).norm() <= 1e-4 * expected[name].norm(), name
 
 
 @pytest.mark.parametrize("model_id", [name for name in ZOO if name not in ("tiny-llama", "tiny-qwen2")])

@@ -3,10 +3,21 @@
 from torch import nn
 
 from tapwb.models.retnet.model import RetNetBlock
+from tapwb.models.rwkv.block import RwkvBlock
 
 
 class TokenAdaptiveRetNetBlock(RetNetBlock):
     """A RetNet block whose matrices are read at each token's level: what nesting makes of a ``RetNetBlock``."""
+
+
+class TokenAdaptiveOwnRWKVBlock(RwkvBlock):
+    """A block of our own RWKV models whose matrices are read at each token's level."""
+
+
+_RENAMED: dict[type[nn.Module], type[nn.Module]] = {
+    RetNetBlock: TokenAdaptiveRetNetBlock,
+    RwkvBlock: TokenAdaptiveOwnRWKVBlock,
+}
 
 
 def rename_blocks(model: nn.Module) -> int:
@@ -18,7 +29,7 @@ def rename_blocks(model: nn.Module) -> int:
     Returns:
         Blocks that were renamed.
     """
-    blocks = [module for module in model.modules() if type(module) is RetNetBlock]
+    blocks = [module for module in model.modules() if type(module) in _RENAMED]
     for block in blocks:
-        block.__class__ = TokenAdaptiveRetNetBlock
+        block.__class__ = _RENAMED[type(block)]
     return len(blocks)
