@@ -152,5 +152,6 @@ def test_a_model_with_short_convolutions_beside_attention_is_scored_as_one_that_
     handle = load_model("tiny-hybrid", dtype="float32")
     assert handle.anatomy.states
     assert not handle.anatomy.carried_states
-    assert dict(TokenImportanceAnalyzer.default_for(handle.anatomy).weights) == dict(ATTENTION_DEFAULT)
+    weights = dict(TokenImportanceAnalyzer.default_for(handle.anatomy).weights)
+    assert weights == pytest.approx(dict(ATTENTION_DEFAULT))  # normalised, so equal up to rounding
     assert load_model("tiny-rwkv", dtype="float32").anatomy.carried_states
